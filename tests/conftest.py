@@ -1,0 +1,128 @@
+"""A real MLflow server for nbval and for the tests, and a way to execute the notebook once more.
+
+`pytest` at the root runs nbval over project.ipynb first: that is the first execution against the
+server, and what the ordinary tests then look at.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import mlflow
+import nbformat
+import pytest
+import requests
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parent.parent
+LEAN_SERVER = ["server", "--workers", "1"]
+
+
+def free_port():
+    """Return a TCP port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until(condition, seconds, what):
+    """Wait until the condition is true; fail with the words in `what` after so many seconds."""
+    end = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < end, f"After {seconds} s: {what()}"
+        time.sleep(0.1)
+    return result
+
+
+def is_healthy(address):
+    try:
+        return requests.get(f"{address}/health", timeout=5).text == "OK"
+    except requests.RequestException:
+        return False
+
+
+@contextmanager
+def mlflow_server(folder, port=None, command=LEAN_SERVER, python=sys.executable):
+    """Run a real MLflow server with its store in `folder`; give its address; stop it at the end."""
+    port = port or free_port()
+    log = folder / "server.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [python, "-m", "mlflow", *command, "--host", "127.0.0.1", "--port", str(port)],
+            cwd=folder,
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        wait_until(lambda: is_healthy(address), 120, lambda: f"no server; log: {log.read_text()}")
+        yield address
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def execute(folder, cells=None, **env):
+    """Execute a copy of the notebook in `folder`, in a kernel of its own; return the copy.
+
+    `cells` names the cells to execute (all of them by default). `env` adds to the environment of
+    the kernel; a value of None takes a variable out of it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "requirements.txt", folder)
+    notebook = nbformat.read(ROOT / "project.ipynb", as_version=4)
+    if cells is not None:
+        notebook.cells = [cell for cell in notebook.cells if cell.id in cells]
+    client = NotebookClient(
+        notebook,
+        kernel_name="python3",
+        timeout=300,
+        coalesce_streams=True,
+        resources={"metadata": {"path": folder}},
+    )
+    variables = {key: value for key, value in (os.environ | env).items() if value is not None}
+    client.execute(env=variables)
+    return notebook
+
+
+def output(notebook, cell_id):
+    """Return the text that a cell printed or showed."""
+    cell = next(cell for cell in notebook.cells if cell.id == cell_id)
+    return "".join(o.get("text") or o["data"]["text/plain"] for o in cell.outputs)
+
+
+def pytest_configure(config):
+    config.option.nbval = True
+    config.option.nbval_sanitize_with = str(ROOT / "tests" / "sanitize.cfg")
+
+
+def pytest_sessionstart(session):
+    """Start the server that nbval's kernel and the tests use: nbval takes no fixtures."""
+    session.config.stack = ExitStack()
+    if session.config.option.collectonly:
+        return
+    folder = Path(session.config.stack.enter_context(tempfile.TemporaryDirectory()))
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # the tests call this machine alone
+    os.environ["MLFLOW_TRACKING_URI"] = session.config.stack.enter_context(mlflow_server(folder))
+
+
+def pytest_sessionfinish(session):
+    session.config.stack.close()
+
+
+@pytest.fixture(scope="session")
+def client():
+    """A client of the server, after the notebook was executed: by nbval, or here if nbval was not
+    asked to."""
+    client = mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    if not client.search_registered_models():
+        with tempfile.TemporaryDirectory() as folder:
+            execute(Path(folder))
+    return client

@@ -1,0 +1,144 @@
+"""What the notebook's first execution left on the server, asked through MLflow's own client."""
+
+import json
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+from conftest import ROOT
+from packaging.requirements import Requirement
+from sklearn.datasets import load_iris
+from sklearn.metrics import accuracy_score, log_loss
+from sklearn.model_selection import train_test_split
+
+NAME = "tracking_quick_start"
+RUNS = {
+    "1": {
+        "name": "lbfgs, C=1",
+        "params": {"solver": "lbfgs", "C": "1.0", "max_iter": "1000", "random_state": "42"},
+        "training info": "Logistic regression on Iris with scikit-learn's default regularization",
+    },
+    "2": {
+        "name": "newton-cg, C=10",
+        "params": {"solver": "newton-cg", "C": "10.0", "max_iter": "1000", "random_state": "7"},
+        "training info": "Logistic regression on Iris with ten times less regularization",
+    },
+}
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def number(request):
+    """The version's number."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def version(client, number):
+    return client.get_model_version(NAME, number)
+
+
+@pytest.fixture(scope="module")
+def run(client, version):
+    return client.get_run(version.run_id)
+
+
+@pytest.fixture(scope="module")
+def model_folder(client, version, tmp_path_factory):
+    mlflow.set_tracking_uri(client.tracking_uri)
+    folder = tmp_path_factory.mktemp("model")
+    return Path(mlflow.artifacts.download_artifacts(version.source, dst_path=str(folder)))
+
+
+@pytest.fixture(scope="module")
+def split():
+    iris = load_iris(as_frame=True)
+    species = pd.Series(iris.target_names[iris.target], name="species")
+    return train_test_split(iris.data, species, test_size=0.2, random_state=42, stratify=species)
+
+
+def test_an_execution_makes_two_finished_runs_in_its_experiment(client):
+    experiment = client.get_experiment_by_name("mlflow quickstart")
+    versions = [client.get_model_version(NAME, number) for number in RUNS]
+    runs = [client.get_run(version.run_id).info for version in versions]
+    assert [run.experiment_id for run in runs] == [experiment.experiment_id] * 2
+    assert [run.status for run in runs] == ["FINISHED"] * 2
+
+
+def test_a_run_has_its_name_parameters_and_tags(run, number):
+    own_tags = {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")}
+    assert run.info.run_name == RUNS[number]["name"]
+    assert run.data.params == RUNS[number]["params"]
+    assert own_tags == {
+        "training info": RUNS[number]["training info"],
+        "task": "classification",
+    }
+
+
+def test_the_metrics_are_those_of_the_registered_model_on_the_shared_test_set(client, run, split):
+    mlflow.set_tracking_uri(client.tracking_uri)
+    _, X_test, _, y_test = split
+    model_id = run.outputs.model_outputs[0].model_id
+    model = mlflow.sklearn.load_model(f"models:/{model_id}")
+    assert run.data.metrics == pytest.approx(
+        {
+            "accuracy": accuracy_score(y_test, model.predict(X_test)),
+            "log_loss": log_loss(y_test, model.predict_proba(X_test)),
+        }
+    )
+
+
+def test_a_run_names_the_data_that_it_was_trained_and_tested_on(run, split):
+    X_train, X_test, y_train, y_test = split
+    logged = {
+        (entry.tags[0].value, entry.dataset.name, entry.dataset.digest)
+        for entry in run.inputs.dataset_inputs
+    }
+    train, test = (
+        mlflow.data.from_pandas(X.join(y), targets="species").digest
+        for X, y in [(X_train, y_train), (X_test, y_test)]
+    )
+    assert logged == {("training", "iris-train", train), ("test", "iris-test", test)}
+
+
+def test_a_run_has_its_confusion_matrix_as_an_image(client, run, tmp_path):
+    path = client.download_artifacts(run.info.run_id, "confusion_matrix.png", str(tmp_path))
+    assert Path(path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_model_carries_requirements_txt(model_folder):
+    def requirements(path):
+        lines = [line for line in path.read_text().splitlines() if line and line[0] != "#"]
+        return [str(Requirement(line)) for line in lines]
+
+    assert requirements(model_folder / "requirements.txt") == requirements(
+        ROOT / "requirements.txt"
+    )
+
+
+def test_a_model_has_a_signature(model_folder, split):
+    signature = mlflow.models.Model.load(model_folder).signature
+    columns = [(spec.name, spec.type.name, spec.required) for spec in signature.inputs]
+    assert columns == [(name, "double", True) for name in split[0].columns]
+    assert [(spec.name, spec.type.name) for spec in signature.outputs] == [("species", "string")]
+
+
+def test_a_model_has_an_input_example(model_folder, split):
+    example = json.loads((model_folder / "serving_input_example.json").read_text())
+    assert pd.DataFrame(**example["dataframe_split"]).equals(
+        split[1].head(3).reset_index(drop=True)
+    )
+
+
+def test_a_model_holds_no_pickle(model_folder):
+    names = {path.name for path in model_folder.rglob("*") if path.is_file()}
+    assert "model.skops" in names
+    assert not [name for name in names if name.endswith((".pkl", ".pickle", ".joblib"))]
+
+
+def test_a_version_says_where_it_comes_from_and_what_it_is(client, run, version, number):
+    model_id = run.outputs.model_outputs[0].model_id
+    assert version.source == f"models:/{model_id}"
+    assert version.description == RUNS[number]["training info"]
+    assert version.tags == {"validation": "passed" if number == "2" else "pending"}
+    assert client.get_registered_model(NAME).description
