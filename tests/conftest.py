@@ -69,17 +69,18 @@ def mlflow_server(folder, port=None, command=LEAN_SERVER, python=sys.executable)
         process.wait(timeout=30)
 
 
-def execute(folder, cells=None, **env):
-    """Execute a copy of the notebook in `folder`, in a kernel of its own; return the copy.
+@contextmanager
+def kernel(folder, **env):
+    """Start a kernel in `folder` beside copies of the notebook and of requirements.txt.
 
-    `cells` names the cells to execute (all of them by default). `env` adds to the environment of
-    the kernel; a value of None takes a variable out of it.
+    Gives `run(first, last)`, which executes the cells from one id to another (by default: all) and
+    returns the notebook. `env` adds to the kernel's environment; None takes a variable out of it.
+    The kernel, process `run.pid`, is shut down at the end, as Jupyter does it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "requirements.txt", folder)
     notebook = nbformat.read(ROOT / "project.ipynb", as_version=4)
-    if cells is not None:
-        notebook.cells = [cell for cell in notebook.cells if cell.id in cells]
+    positions = {cell.id: i for i, cell in enumerate(notebook.cells)}
     client = NotebookClient(
         notebook,
         kernel_name="python3",
@@ -87,20 +88,40 @@ def execute(folder, cells=None, **env):
         coalesce_streams=True,
         resources={"metadata": {"path": folder}},
     )
+
+    def run(first="title", last="closing"):
+        for i in range(positions[first], positions[last] + 1):
+            client.execute_cell(notebook.cells[i], i)
+        return notebook
+
     variables = {key: value for key, value in (os.environ | env).items() if value is not None}
-    client.execute(env=variables)
-    return notebook
+    with client.setup_kernel(env=variables):
+        run.pid = client.km.provisioner.pid
+        yield run
+
+
+def execute(folder, **env):
+    """Execute the whole notebook in a kernel of its own; return it with its outputs."""
+    with kernel(folder, **env) as run:
+        return run()
 
 
 def output(notebook, cell_id):
-    """Return the text that a cell printed or showed."""
+    """Return the text that a cell printed or showed, without what it wrote to standard error."""
     cell = next(cell for cell in notebook.cells if cell.id == cell_id)
-    return "".join(o.get("text") or o["data"]["text/plain"] for o in cell.outputs)
+    return "".join(
+        o.get("text") or o["data"]["text/plain"] for o in cell.outputs if o.get("name") != "stderr"
+    )
 
 
 def pytest_configure(config):
     config.option.nbval = True
     config.option.nbval_sanitize_with = str(ROOT / "tests" / "sanitize.cfg")
+    config.addinivalue_line(
+        "markers", "slow: needs minutes, or installs something; .ci/run runs it"
+    )
+    if not config.option.markexpr:
+        config.option.markexpr = "not slow"
 
 
 def pytest_sessionstart(session):
