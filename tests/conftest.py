@@ -6,6 +6,7 @@ server, and what the ordinary tests then look at.
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -59,13 +60,14 @@ def mlflow_server(folder, port=None, command=LEAN_SERVER, python=sys.executable)
             env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             stdout=file,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         address = f"http://127.0.0.1:{port}"
         wait_until(lambda: is_healthy(address), 120, lambda: f"no server; log: {log.read_text()}")
         yield address
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)  # MLflow 2 does not end its own workers
         process.wait(timeout=30)
 
 

@@ -1,5 +1,6 @@
 """requirements.txt is a complete lock that installs from wheels wherever the README says it does."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -60,7 +61,7 @@ def test_the_command_at_the_top_of_the_lock_renews_it(tmp_path):
     done = subprocess.run(
         ["bash", "-ec", command],
         cwd=tmp_path,
-        env={"PATH": f"{Path(UV).parent}:/usr/bin:/bin"},
+        env=os.environ | {"PATH": f"{Path(UV).parent}{os.pathsep}{os.environ['PATH']}"},
         capture_output=True,
         text=True,
         check=False,

@@ -1,0 +1,56 @@
+"""The commands under "Run it" in README, run as they stand there in a fresh copy of the project."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, free_port, is_healthy, wait_until
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RUN, LOOK = re.findall(r"```bash\n(.*?)```", README.split("## Test it")[0], re.DOTALL)
+RUN_WITH_UV = re.search(r"^uv venv --seed \.venv .*$", README, re.MULTILINE)[0]
+TRACKED = [
+    "project.ipynb",
+    "requirements.txt",
+    "README.md",
+    "LICENSE",
+    ".gitignore",
+]
+
+
+@pytest.fixture(params=[RUN, RUN_WITH_UV], ids=["with pip", "with uv"])
+def command(request):
+    return request.param
+
+
+@pytest.mark.slow
+def test_the_run_command_does_everything_and_a_second_time_adds_versions(tmp_path, command):
+    if is_healthy("http://127.0.0.1:5000"):
+        pytest.skip("somebody else's MLflow server has the port 5000, which the command would use")
+    for name in TRACKED:
+        shutil.copy(ROOT / name, tmp_path)
+    env = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    env["PATH"] = f"{env['PATH']}{os.pathsep}{Path(sys.executable).parent}"  # uv is there
+
+    subprocess.run(["bash", "-ec", command], cwd=tmp_path, env=env, check=True)
+    page = tmp_path / "output" / "project.html"
+    assert "Version 1: 30 of 30 predictions as before" in page.read_text(encoding="utf-8")
+    again = command[command.index(".venv/bin/jupyter") :]  # the environment is there already
+    subprocess.run(["bash", "-ec", again], cwd=tmp_path, env=env, check=True)
+    assert "Version 3: 30 of 30 predictions as before" in page.read_text(encoding="utf-8")
+    for name in TRACKED:
+        assert (tmp_path / name).read_bytes() == (ROOT / name).read_bytes(), f"{name} was changed"
+
+    port = free_port()
+    assert not is_healthy("http://127.0.0.1:5000"), "the notebook's server is still there"
+    with subprocess.Popen(
+        f"exec {LOOK.strip()} --port {port}", shell=True, cwd=tmp_path, env=env
+    ) as ui:
+        try:
+            wait_until(lambda: is_healthy(f"http://127.0.0.1:{port}"), 120, lambda: "no web page")
+        finally:
+            ui.terminate()
