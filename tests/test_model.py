@@ -47,7 +47,8 @@ def test_an_extra_column_is_left_out(champion):
 
 def test_the_champion_is_served_by_the_commands_that_the_notebook_gives(client, tmp_path):
     closing = nbformat.read(ROOT / "project.ipynb", as_version=4).cells[-1].source
-    _, serve, ask = re.findall(r"```bash\n(.*?)```", closing, re.DOTALL)
+    look, serve, ask = re.findall(r"```bash\n(.*?)```", closing, re.DOTALL)
+    assert f".venv/bin/{look}" in (ROOT / "README.md").read_text()  # test_readme.py runs it
     port = str(free_port())
     serve = serve.replace("http://127.0.0.1:5000", client.tracking_uri).replace("5010", port)
     ask = ask.replace("5010", port)
