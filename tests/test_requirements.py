@@ -67,7 +67,7 @@ def test_the_command_at_the_top_of_the_lock_renews_it(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    head, renewed = (tmp_path / "requirements.txt").read_text().split("# Block 2")
-    assert head == LOCK.read_text().split("# Block 2")[0]
+    head, renewed = (tmp_path / "requirements.txt").read_text().split("\n# Block 2")
+    assert head == LOCK.read_text().split("\n# Block 2")[0]
     assert len(requirements(renewed)) > 100
     assert [path.name for path in tmp_path.iterdir()] == ["requirements.txt"]
