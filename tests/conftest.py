@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import mlflow
@@ -41,34 +41,49 @@ def wait_until(condition, seconds, what):
     return result
 
 
-def is_healthy(address):
+def answers(url):
+    """Return whether something answers at the URL, and not with an error."""
     try:
-        return requests.get(f"{address}/health", timeout=5).text == "OK"
+        return requests.get(url, timeout=5).ok
     except requests.RequestException:
         return False
 
 
 @contextmanager
-def mlflow_server(folder, port=None, command=LEAN_SERVER, python=sys.executable):
-    """Run a real MLflow server with its store in `folder`; give its address; stop it at the end."""
-    port = port or free_port()
-    log = folder / "server.log"
+def running(command, url, log, **options):
+    """Run a server until the end of the block, which begins when the server answers at the URL.
+
+    Its output goes to the file `log`, and into the error if it ends or is not up in two minutes.
+    `options` are those of subprocess.Popen.
+    """
     with log.open("w") as file:
         process = subprocess.Popen(
-            [python, "-m", "mlflow", *command, "--host", "127.0.0.1", "--port", str(port)],
-            cwd=folder,
-            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, **options
         )
+    end = time.monotonic() + 120
     try:
-        address = f"http://127.0.0.1:{port}"
-        wait_until(lambda: is_healthy(address), 120, lambda: f"no server; log: {log.read_text()}")
-        yield address
+        while not answers(url):
+            assert process.poll() is None and time.monotonic() < end, log.read_text()
+            time.sleep(0.1)
+        yield process
     finally:
-        os.killpg(process.pid, signal.SIGTERM)  # MLflow 2 does not end its own workers
+        with suppress(ProcessLookupError):  # it has ended already
+            os.killpg(process.pid, signal.SIGTERM)  # MLflow 2 does not end its own workers
         process.wait(timeout=30)
+
+
+@contextmanager
+def mlflow_server(folder, port=None, command=LEAN_SERVER, python=sys.executable):
+    """Run a real MLflow server with its store in `folder`; give its address; stop it at the end."""
+    address = f"http://127.0.0.1:{port or free_port()}"
+    with running(
+        [python, "-m", "mlflow", *command, "--port", address.split(":")[-1]],
+        f"{address}/health",
+        folder / "server.log",
+        cwd=folder,
+        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+    ):
+        yield address
 
 
 @contextmanager

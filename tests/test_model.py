@@ -13,7 +13,7 @@ import nbformat
 import numpy as np
 import pytest
 import requests
-from conftest import ROOT, free_port, wait_until
+from conftest import ROOT, free_port, running
 from sklearn.datasets import load_iris
 
 FLOWERS = load_iris(as_frame=True).data
@@ -55,17 +55,8 @@ def test_the_champion_is_served_by_the_commands_that_the_notebook_gives(client, 
     scripts = str(Path(sys.executable).parent)
     env = os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
 
-    log = tmp_path / "serve.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            ["bash", "-c", serve.replace("\nmlflow ", "\nexec mlflow ")],
-            env=env,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        address = f"http://127.0.0.1:{port}"
-        wait_until(lambda: is_up(address), 120, log.read_text)
+    address = f"http://127.0.0.1:{port}"
+    with running(["bash", "-c", serve], f"{address}/ping", tmp_path / "serve.log", env=env):
         answer = subprocess.run(shlex.split(ask), capture_output=True, text=True, check=True)
         assert json.loads(answer.stdout) == {"predictions": ["setosa"]}
 
@@ -79,13 +70,3 @@ def test_the_champion_is_served_by_the_commands_that_the_notebook_gives(client, 
         wrong = requests.post(f"{address}/invocations", json={"flower": 1}, timeout=10)
         assert wrong.status_code == 400
         assert wrong.json()["message"]
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-def is_up(address):
-    try:
-        return requests.get(f"{address}/ping", timeout=5).ok
-    except requests.RequestException:
-        return False

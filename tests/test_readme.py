@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, free_port, is_healthy, wait_until
+from conftest import ROOT, answers, free_port, running
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUN, LOOK = re.findall(r"```bash\n(.*?)```", README.split("## Test it")[0], re.DOTALL)
@@ -29,7 +29,7 @@ def command(request):
 
 @pytest.mark.slow
 def test_the_run_command_does_everything_and_a_second_time_adds_versions(tmp_path, command):
-    if is_healthy("http://127.0.0.1:5000"):
+    if answers("http://127.0.0.1:5000/health"):
         pytest.skip("somebody else's MLflow server has the port 5000, which the command would use")
     for name in TRACKED:
         shutil.copy(ROOT / name, tmp_path)
@@ -45,12 +45,9 @@ def test_the_run_command_does_everything_and_a_second_time_adds_versions(tmp_pat
     for name in TRACKED:
         assert (tmp_path / name).read_bytes() == (ROOT / name).read_bytes(), f"{name} was changed"
 
+    assert not answers("http://127.0.0.1:5000/health"), "the notebook's server is still there"
     port = free_port()
-    assert not is_healthy("http://127.0.0.1:5000"), "the notebook's server is still there"
-    with subprocess.Popen(
-        f"exec {LOOK.strip()} --port {port}", shell=True, cwd=tmp_path, env=env
-    ) as ui:
-        try:
-            wait_until(lambda: is_healthy(f"http://127.0.0.1:{port}"), 120, lambda: "no web page")
-        finally:
-            ui.terminate()
+    look = f"{LOOK.strip()} --port {port}"
+    page, log = f"http://127.0.0.1:{port}", tmp_path / "ui.log"
+    with running(["bash", "-c", look], page, log, cwd=tmp_path, env=env):
+        pass

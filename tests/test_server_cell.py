@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-from conftest import free_port, is_healthy, kernel, mlflow_server, output, wait_until
+from conftest import answers, free_port, kernel, mlflow_server, output, wait_until
 from nbclient.exceptions import CellExecutionError
 
 
@@ -87,7 +87,9 @@ def test_where_nothing_listens_it_starts_a_server_that_ends_with_the_kernel(tmp_
 
         with kernel(tmp_path / "another folder", MLFLOW_TRACKING_URI=address) as second:
             second("settings", "wait-for-server")
-        assert server.is_running() and is_healthy(address), "a second kernel stopped the server"
+        assert server.is_running() and answers(f"{address}/health"), (
+            "a second kernel stopped the server"
+        )
     wait_until(lambda: not server.is_running(), 10, lambda: "the server outlives its kernel")
     assert server_of(port) is None
 
@@ -96,7 +98,7 @@ def test_it_uses_a_running_mlflow_ui(tmp_path):
     with mlflow_server(tmp_path, command=["ui", "--workers", "1"]) as address:
         with kernel(tmp_path / "notebook", MLFLOW_TRACKING_URI=address) as run:
             run("settings", "wait-for-server")
-        assert is_healthy(address)
+        assert answers(f"{address}/health")
     assert not (tmp_path / "notebook" / "mlflow.db").exists()
 
 
