@@ -4,13 +4,10 @@ import os
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 
 import psutil
 import pytest
@@ -153,31 +150,6 @@ def test_without_requirements_txt_it_stops_at_once_and_says_what_to_do(tmp_path)
         (tmp_path / "requirements.txt").unlink()
         with pytest.raises(CellExecutionError, match="Put it beside the notebook"):
             run("settings", "settings")
-
-
-@pytest.fixture
-def old_python(tmp_path_factory):
-    """The Python of an environment with MLflow 2.16.2, which runs on Python 3.12 at the latest."""
-    uv = Path(sys.executable).with_name("uv")
-    folder = tmp_path_factory.mktemp("mlflow-2")
-    python = folder / "bin" / "python"
-    packages = ["mlflow==2.16.2", "sqlalchemy<2.1", "setuptools<81"]
-    subprocess.run([uv, "venv", "-q", "--clear", "--python", "<3.13,>=3.11", folder], check=True)
-    subprocess.run([uv, "pip", "install", "-q", "--python", python, *packages], check=True)
-    return str(python)
-
-
-@pytest.mark.slow
-def test_a_server_of_mlflow_2_is_refused_before_anything_is_logged(tmp_path, old_python):
-    with mlflow_server(
-        tmp_path, command=["server", "--workers", "1"], python=old_python
-    ) as address:
-        message, _ = refusal(tmp_path / "notebook", MLFLOW_TRACKING_URI=address)
-        search = requests.get(
-            f"{address}/api/2.0/mlflow/experiments/search?max_results=10", timeout=5
-        )
-    assert "MLflow 2.16.2" in message and "MLflow 3.17.2" in message
-    assert [experiment["name"] for experiment in search.json()["experiments"]] == ["Default"]
 
 
 def test_an_interrupt_while_the_server_boots_does_not_end_it(tmp_path):
