@@ -6,7 +6,6 @@ server, and what the ordinary tests then look at.
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import mlflow
 import nbformat
+import psutil
 import pytest
 import requests
 from nbclient import NotebookClient
@@ -67,8 +67,10 @@ def running(command, url, log, **options):
             time.sleep(0.1)
         yield process
     finally:
-        with suppress(ProcessLookupError):  # it has ended already
-            os.killpg(process.pid, signal.SIGTERM)  # MLflow 2 does not end its own workers
+        with suppress(psutil.NoSuchProcess):  # it has ended already
+            parent = psutil.Process(process.pid)
+            for member in [parent, *parent.children(recursive=True)]:
+                member.terminate()  # MLflow 2 does not end its own workers
         process.wait(timeout=30)
 
 

@@ -57,14 +57,15 @@ def open_link(page, url):
     page.get_by_role("button", name="Close").click()  # the assistant, which opens unasked
 
 
-def save_picture(page, name, last):
-    """If pictures are wanted, save the main part of the page, down to the element `last`."""
+def save_picture(page, name, first, last):
+    """If pictures are wanted, save what lies between two elements of the page, margins included."""
     if os.environ.get("SAVE_PICTURES"):
         page.mouse.move(0, 0)
-        box = page.locator("main").bounding_box()
-        end = last.bounding_box()
-        box["height"] = end["y"] + end["height"] + 16 - box["y"]
-        page.screenshot(path=PICTURES / name, clip=box)
+        top, bottom = first.bounding_box(), last.bounding_box()
+        y = top["y"] - 16
+        height = bottom["y"] + bottom["height"] + 16 - y
+        clip = page.get_by_role("main").bounding_box() | {"y": y, "height": height}
+        page.screenshot(path=PICTURES / name, clip=clip)
 
 
 def test_the_list_of_runs_shows_both_with_accuracy_and_log_loss(page, links):
@@ -94,7 +95,7 @@ def test_the_list_of_runs_shows_both_with_accuracy_and_log_loss(page, links):
               - gridcell /0\\.9666/
               - gridcell /0\\.1589/
     """)
-    save_picture(page, "mlflow-runs.png", page.get_by_text("lbfgs, C=1"))
+    save_picture(page, "mlflow-runs.png", page.get_by_role("grid"), page.get_by_text("lbfgs, C=1"))
 
 
 def test_the_two_runs_can_be_compared(page, links):
@@ -145,7 +146,8 @@ def test_the_page_of_the_registered_model_shows_versions_descriptions_and_champi
             - cell "Add"
             - cell /Logistic regression on Iris/
     """)
-    save_picture(page, "mlflow-registry.png", main.get_by_role("row").last)
+    rows = main.get_by_role("row")
+    save_picture(page, "mlflow-registry.png", rows.first, rows.last)
 
 
 def test_the_page_of_a_version_shows_its_signature(page, links):

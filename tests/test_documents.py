@@ -7,6 +7,7 @@ import sys
 
 import nbformat
 import pytest
+import yaml
 from conftest import ROOT, output
 
 NOTEBOOK = nbformat.read(ROOT / "project.ipynb", as_version=4)
@@ -40,6 +41,9 @@ def test_the_notebook_renders_anywhere():
     assert [id for id, out in OUTPUTS if out.output_type == "error"] == []
     large = [id for id, out in OUTPUTS if len(out.get("data", {}).get("text/html", "")) > 20_000]
     assert large == []
+    assert [
+        id for id, out in OUTPUTS if "<script" in out.get("data", {}).get("text/html", "")
+    ] == []
     assert (ROOT / "project.ipynb").stat().st_size < 400_000
 
 
@@ -78,9 +82,9 @@ def test_every_section_that_the_opening_promises_is_there():
 
 @pytest.mark.parametrize("heading", ["Run it", "Test it"])
 def test_readme_gives_one_command_under(heading):
-    section = README.split(f"## {heading}\n\n")[1]
-    assert section.startswith("```bash\n")
-    assert len(section.split("```")[1].strip().splitlines()) == 2  # the word bash, the command
+    section = README.split(f"## {heading}\n")[1].split("\n## ")[0]
+    (block,) = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+    assert len(block.splitlines()) == 1
 
 
 def test_what_readme_links_to_in_the_project_exists():
@@ -94,3 +98,10 @@ def test_readme_says_of_every_chosen_package_what_it_is_for():
     chosen = set(re.findall(r"^([a-z-]+)==", block, re.MULTILINE)) - {"cryptography"}
     table = README.split("| library |")[1].split("\n\n")[0]
     assert [name for name in chosen if name not in table] == []
+
+
+def test_the_workflow_runs_readmes_commands_on_every_system():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
+    commands = [step["run"] for step in workflow["jobs"]["test"]["steps"] if "run" in step]
+    assert len(commands) == 2
+    assert [command for command in commands if f"{command}\n```" not in README] == []

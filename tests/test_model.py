@@ -45,6 +45,7 @@ def test_an_extra_column_is_left_out(champion):
     assert list(champion.predict(FLOWERS.assign(colour="blue"))) == list(champion.predict(FLOWERS))
 
 
+@pytest.mark.skipif(os.name == "nt", reason="the commands are for Linux and macOS")
 def test_the_champion_is_served_by_the_commands_that_the_notebook_gives(client, tmp_path):
     closing = nbformat.read(ROOT / "project.ipynb", as_version=4).cells[-1].source
     look, serve, ask = re.findall(r"```bash\n(.*?)```", closing, re.DOTALL)

@@ -5,13 +5,17 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
+import mlflow
 import pytest
-from conftest import ROOT, answers, free_port, running
+from conftest import ROOT, answers, free_port, mlflow_server, running
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RUN, LOOK = re.findall(r"```bash\n(.*?)```", README.split("## Test it")[0], re.DOTALL)
+RUN, _, LOOK = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)[:3]
+STEPS = re.search(r"\*\*Step by step.*?```bash\n(.*?)```", README, re.DOTALL)[1]
+RESTORE = re.search(r"mlflow (experiments restore --experiment-id )1", README)[1]
 RUN_WITH_UV = re.search(r"^uv venv --seed \.venv .*$", README, re.MULTILINE)[0]
 TRACKED = [
     "project.ipynb",
@@ -51,3 +55,17 @@ def test_the_run_command_does_everything_and_a_second_time_adds_versions(tmp_pat
     page, log = f"http://127.0.0.1:{port}", tmp_path / "ui.log"
     with running(["bash", "-c", look], page, log, cwd=tmp_path, env=env):
         pass
+    if command == RUN:
+        steps = f"{textwrap.dedent(STEPS)}\njupyter lab --version"
+        subprocess.run(["bash", "-ec", steps], cwd=tmp_path, env=env, check=True)
+
+
+def test_a_deleted_experiment_comes_back_by_the_command_for_it(tmp_path):
+    with mlflow_server(tmp_path) as address:
+        client = mlflow.MlflowClient(address)
+        experiment = client.create_experiment("deleted by accident")
+        client.delete_experiment(experiment)
+        command = [sys.executable, "-m", "mlflow", *RESTORE.split(), experiment]
+        env = os.environ | {"MLFLOW_TRACKING_URI": address}
+        subprocess.run(command, env=env, check=True)
+        assert client.get_experiment(experiment).lifecycle_stage == "active"

@@ -55,6 +55,12 @@ def silent_server():
         yield server.getsockname()[1]
 
 
+def start(run):
+    """Run the cells that find, start and wait for the server; return the notebook."""
+    run("settings", "import-libraries")
+    return run("wait-for-server", "wait-for-server")
+
+
 def refusal(folder, **env):
     """Run the notebook up to its server cell; return the error's message and its seconds."""
     with kernel(folder, **env) as run:
@@ -69,7 +75,7 @@ def test_where_nothing_listens_it_starts_a_server_that_ends_with_the_kernel(tmp_
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     with kernel(tmp_path, MLFLOW_TRACKING_URI=address) as run:
-        notebook = run("settings", "wait-for-server")
+        notebook = start(run)
         assert address in output(notebook, "wait-for-server")
         server = server_of(port)
         listening = {c.laddr.ip for c in server.net_connections() if c.status == "LISTEN"}
@@ -83,7 +89,7 @@ def test_where_nothing_listens_it_starts_a_server_that_ends_with_the_kernel(tmp_
         assert (tmp_path / "mlflow.db").is_file()
 
         with kernel(tmp_path / "another folder", MLFLOW_TRACKING_URI=address) as second:
-            second("settings", "wait-for-server")
+            start(second)
         assert server.is_running() and answers(f"{address}/health"), (
             "a second kernel stopped the server"
         )
@@ -94,7 +100,7 @@ def test_where_nothing_listens_it_starts_a_server_that_ends_with_the_kernel(tmp_
 def test_it_uses_a_running_mlflow_ui(tmp_path):
     with mlflow_server(tmp_path, command=["ui", "--workers", "1"]) as address:
         with kernel(tmp_path / "notebook", MLFLOW_TRACKING_URI=address) as run:
-            run("settings", "wait-for-server")
+            start(run)
         assert answers(f"{address}/health")
     assert not (tmp_path / "notebook" / "mlflow.db").exists()
 
@@ -133,7 +139,7 @@ def test_if_the_server_dies_while_starting_the_error_shows_the_end_of_its_log(tm
         kernel(tmp_path, MLFLOW_TRACKING_URI=address) as run,
         pytest.raises(CellExecutionError) as error,
     ):
-        run("settings", "wait-for-server")
+        start(run)
     assert address in error.value.evalue
     assert "Can't locate revision identified by 'later'" in error.value.evalue
 
@@ -142,7 +148,7 @@ def test_a_leftover_mlruns_folder_does_no_harm(tmp_path):
     (tmp_path / "mlruns" / "0").mkdir(parents=True)
     (tmp_path / "mlruns" / "0" / "meta.yaml").write_text("experiment_id: '0'\nname: Default\n")
     with kernel(tmp_path, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{free_port()}") as run:
-        assert "answers" in output(run("settings", "wait-for-server"), "wait-for-server")
+        assert "answers" in output(start(run), "wait-for-server")
 
 
 def test_without_requirements_txt_it_stops_at_once_and_says_what_to_do(tmp_path):
@@ -152,12 +158,13 @@ def test_without_requirements_txt_it_stops_at_once_and_says_what_to_do(tmp_path)
             run("settings", "settings")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to a process group")
 def test_an_interrupt_while_the_server_boots_does_not_end_it(tmp_path):
     port = free_port()
     with kernel(tmp_path, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}") as run:
         run("settings", "start-server")
         (server,) = psutil.Process(run.pid).children()
         os.killpg(os.getpgid(run.pid), signal.SIGINT)  # what Jupyter's stop button does
-        notebook = run("settings", "wait-for-server")  # Run All, while the server is booting
+        notebook = start(run)  # Run All, while the server is booting
         assert "answers" in output(notebook, "wait-for-server")
         assert psutil.Process(run.pid).children() == [server]
