@@ -239,14 +239,14 @@ def install(*command):
     """Make an environment and install requirements.txt; return the seconds."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
-        tool = [sys.executable, "-m"]
         if command[0] == "pip":
-            subprocess.run([*tool, "venv", folder], check=True)
-            tool = [f"{folder}/bin/python", "-m"]
+            subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+            command = [f"{folder}/bin/python", "-m", *command]
         else:
-            subprocess.run([*tool, "uv", "-q", "venv", "--clear", folder], check=True)
-        env = os.environ | {"VIRTUAL_ENV": folder}
-        subprocess.run([*tool, *command, "-r", ROOT / "requirements.txt"], env=env, check=True)
+            uv = Path(sys.executable).with_name("uv")
+            subprocess.run([uv, "venv", "-q", "--clear", folder], check=True)
+            command = [uv, *command[1:], "--python", folder]
+        subprocess.run([*command, "-r", ROOT / "requirements.txt"], check=True)
         return time.monotonic() - started
 
 

@@ -131,7 +131,7 @@ def test_the_page_of_the_registered_model_shows_versions_descriptions_and_champi
     main = page.get_by_role("main")
     expect(main).to_match_aria_snapshot("""
         - heading "tracking_quick_start"
-        - paragraph: Species of an Iris flower from four lengths
+        - paragraph: Species of an Iris flower from four measurements
         - table:
           - row:
             - cell "Version 2"

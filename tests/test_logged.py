@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 from packaging.requirements import Requirement
 from sklearn.datasets import load_iris
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss
 from sklearn.model_selection import train_test_split
 
@@ -114,6 +115,15 @@ def test_a_model_carries_requirements_txt(model_folder):
     assert requirements(model_folder / "requirements.txt") == requirements(
         ROOT / "requirements.txt"
     )
+
+
+def test_a_guess_that_succeeds_names_what_is_imported_and_not_what_that_pulls_in(split, tmp_path):
+    X_train, _, y_train, _ = split
+    mlflow.sklearn.save_model(LogisticRegression(max_iter=1000).fit(X_train, y_train), tmp_path)
+    lines = (tmp_path / "requirements.txt").read_text().splitlines()
+    names = {Requirement(line).name for line in lines}
+    assert names >= {"mlflow", "scikit-learn", "skops", "numpy", "scipy", "pandas"}
+    assert not names & {"joblib", "threadpoolctl", "python-dateutil"}
 
 
 def test_a_model_has_a_signature(model_folder, split):
