@@ -74,9 +74,16 @@ OUR_CELLS = {
 
 
 def take_turns(*alternatives, warm_up=True):
-    """Call the functions in turn, some rounds long; return the results of each, without warm-up."""
-    rounds = [[function() for function in alternatives] for _ in range(ROUNDS + warm_up)]
-    return list(zip(*rounds[warm_up:]))
+    """Call the functions in turn, each round beginning with another; return the results of each.
+
+    Those of the warm-up round are left out.
+    """
+    results = [[] for _ in alternatives]
+    for turn in range(ROUNDS + warm_up):
+        for i in range(len(alternatives)):
+            chosen = (turn + i) % len(alternatives)
+            results[chosen].append(alternatives[chosen]())
+    return [result[warm_up:] for result in results]
 
 
 def head(title, *alternatives):

@@ -58,13 +58,12 @@ def open_link(page, url):
 
 
 def save_picture(page, name, first, last):
-    """If pictures are wanted, save what lies between two elements of the page, margins included."""
+    """If pictures are wanted, save the page from the element `first` to a little below `last`."""
     if os.environ.get("SAVE_PICTURES"):
         page.mouse.move(0, 0)
         top, bottom = first.bounding_box(), last.bounding_box()
-        y = top["y"] - 16
-        height = bottom["y"] + bottom["height"] + 16 - y
-        clip = page.get_by_role("main").bounding_box() | {"y": y, "height": height}
+        height = bottom["y"] + bottom["height"] + 16 - top["y"]
+        clip = page.get_by_role("main").bounding_box() | {"y": top["y"], "height": height}
         page.screenshot(path=PICTURES / name, clip=clip)
 
 

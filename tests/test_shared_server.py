@@ -67,6 +67,7 @@ def shared(tmp_path_factory, postgres):
             start()
 
         server = start()
+        assert not (folder / "mlflow.db").exists(), "the server uses SQLite"
         yield variables, kill_and_restart
 
 
