@@ -1,7 +1,7 @@
 """Measure the tutorial beside what a reader would do otherwise; print the table that README shows.
 
-From the project's folder: `.venv/bin/python tests/benchmark.py`. It takes half an hour. Every number
-is the median of the rounds, in which the alternatives take turns after a warm-up round.
+From the project's folder: `.venv/bin/python tests/benchmark.py`. It takes about 40 minutes. Every
+number is the median of the rounds, in which the alternatives take turns after a warm-up round.
 """
 
 import os
