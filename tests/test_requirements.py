@@ -1,4 +1,4 @@
-"""requirements.txt is a complete lock that installs from wheels wherever the README says it does."""
+"""requirements.txt is a complete lock that installs from wheels wherever README says it does."""
 
 import os
 import re

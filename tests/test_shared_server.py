@@ -1,4 +1,4 @@
-"""The notebook on a team's server with PostgreSQL, accounts and four workers, as README sets it up."""
+"""The notebook on a team's server, set up as README says: PostgreSQL, accounts, several workers."""
 
 import os
 import re
