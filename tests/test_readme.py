@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUN, _, LOOK = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)[:3]
 STEPS = re.search(r"\*\*Step by step.*?```bash\n(.*?)```", README, re.DOTALL)[1]
 RESTORE = re.search(r"mlflow (experiments restore --experiment-id )1", README)[1]
-RUN_WITH_UV = re.search(r"^uv venv --seed \.venv .*$", README, re.MULTILINE)[0]
+RUN_WITH_UV = re.search(r"^uv venv .* nbconvert .*$", README, re.MULTILINE)[0]
 TRACKED = [
     "project.ipynb",
     "requirements.txt",

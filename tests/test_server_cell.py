@@ -158,6 +158,15 @@ def test_without_requirements_txt_it_stops_at_once_and_says_what_to_do(tmp_path)
             run("settings", "settings")
 
 
+def test_if_a_server_that_it_found_is_gone_when_it_is_needed_the_error_says_so(tmp_path):
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    with kernel(tmp_path / "notebook", MLFLOW_TRACKING_URI=address) as run:
+        with mlflow_server(tmp_path, port):
+            run("settings", "import-libraries")
+        with pytest.raises(CellExecutionError, match=f"No MLflow server answers at {address}"):
+            run("wait-for-server", "wait-for-server")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to a process group")
 def test_an_interrupt_while_the_server_boots_does_not_end_it(tmp_path):
     port = free_port()
