@@ -28,7 +28,9 @@ def requirements(text):
 
 
 def compile_lock(*options):
-    command = [UV, "pip", "compile", "-q", LOCK, "--no-annotate", "--no-header", *options]
+    # --python: otherwise uv would look for every Python that it resolves for, and download it
+    python = ["--python", sys.executable]
+    command = [UV, "pip", "compile", "-q", LOCK, *python, "--no-annotate", "--no-header", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return requirements(done.stdout)
