@@ -53,8 +53,12 @@ def champion(client):
 
 def test_a_second_execution_adds_versions_and_leaves_the_first_alone(client, tmp_path):
     before = [predictions(client.tracking_uri, number) for number in (1, 2)]
-    notebook = execute(tmp_path / "Mappe mit Wörtern 花")  # spaces and non-ASCII letters
-    assert check(notebook) == [3, 4]
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    folder = tmp_path / "Mappe mit Wörtern 花"  # spaces and non-ASCII letters
+    with kernel(folder, TMPDIR=str(scratch)) as run:
+        assert check(run()) == [3, 4]
+        assert not list(scratch.rglob("site-packages")), "the fresh environment is still there"
     assert champion(client) == 4
     assert [predictions(client.tracking_uri, number) for number in (1, 2)] == before
 

@@ -70,14 +70,13 @@ def test_the_run_command_does_everything_and_a_second_time_adds_versions(tmp_pat
         subprocess.run(["bash", "-ec", steps], cwd=tmp_path, env=env, check=True)
 
 
-def test_a_deleted_experiment_comes_back_by_the_command_for_it(tmp_path):
+def test_a_deleted_experiment_comes_back_by_the_command_for_it(tmp_path, env):
     with mlflow_server(tmp_path) as address:
         client = mlflow.MlflowClient(address)
         experiment = client.create_experiment("deleted by accident")
         client.delete_experiment(experiment)
         command = [sys.executable, "-m", "mlflow", *RESTORE.split(), experiment]
-        env = os.environ | {"MLFLOW_TRACKING_URI": address}
-        subprocess.run(command, env=env, check=True)
+        subprocess.run(command, cwd=tmp_path, env=env, check=True)
         assert client.get_experiment(experiment).lifecycle_stage == "active"
 
 
