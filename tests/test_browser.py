@@ -73,6 +73,19 @@ def save_picture(page, name, first, last):
         page.screenshot(path=PICTURES / name, clip=clip)
 
 
+def test_readmes_way_through_the_page_leads_to_the_runs_and_to_the_registry(page, links):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    open_link(page, links["Experiment"].split("/#")[0])
+    for step, shown in [
+        ("Model training", "Recent Experiments"),
+        ("mlflow quickstart", "lbfgs, C=1"),
+        ("Model registry", "tracking_quick_start"),
+    ]:
+        assert f"*{step}*" in readme
+        page.get_by_text(step, exact=True).first.click()
+        expect(page.get_by_text(shown, exact=True)).to_be_visible()
+
+
 def test_the_list_of_runs_shows_both_with_accuracy_and_log_loss(page, links):
     open_list_of_runs(page, links)
     page.get_by_role("button", name="Columns", exact=True).click()

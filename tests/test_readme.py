@@ -16,7 +16,7 @@ from conftest import ROOT, answers, free_port, mlflow_server, running
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUN, _, LOOK = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)[:3]
 STEPS = re.search(r"\*\*Step by step.*?```bash\n(.*?)```", README, re.DOTALL)[1]
-RESTORE = re.search(r"mlflow (experiments restore --experiment-id )1", README)[1]
+LIST_DELETED, RESTORE = re.findall(r"`\.venv/bin/mlflow (experiments .+)`", README)
 PORT = re.search(r"`(--port) 5001`", README)[1]
 RUN_WITH_UV = re.search(r"^uv venv .* nbconvert .*$", README, re.MULTILINE)[0]
 TRACKED = [
@@ -66,7 +66,7 @@ def test_the_run_command_does_everything_and_a_second_time_adds_versions(tmp_pat
     with running(["bash", "-c", look], page, log, cwd=tmp_path, env=env):
         pass
     if command == RUN:
-        steps = f"{textwrap.dedent(STEPS)}\njupyter lab --version"
+        steps = f"{textwrap.dedent(STEPS)}\n.venv/bin/jupyter-lab --version"
         subprocess.run(["bash", "-ec", steps], cwd=tmp_path, env=env, check=True)
 
 
@@ -75,8 +75,13 @@ def test_a_deleted_experiment_comes_back_by_the_command_for_it(tmp_path, env):
         client = mlflow.MlflowClient(address)
         experiment = client.create_experiment("deleted by accident")
         client.delete_experiment(experiment)
-        command = [sys.executable, "-m", "mlflow", *RESTORE.split(), experiment]
-        subprocess.run(command, cwd=tmp_path, env=env, check=True)
+
+        def run(command):
+            command = [sys.executable, "-m", "mlflow", *command.split()]
+            return subprocess.check_output(command, cwd=tmp_path, env=env, text=True)
+
+        assert re.search(rf"^{experiment} +deleted by accident", run(LIST_DELETED), re.MULTILINE)
+        run(RESTORE)
         assert client.get_experiment(experiment).lifecycle_stage == "active"
 
 

@@ -105,9 +105,11 @@ def test_it_uses_a_running_mlflow_ui(tmp_path):
     assert not (tmp_path / "notebook" / "mlflow.db").exists()
 
 
-def test_an_address_elsewhere_that_does_not_answer_is_named_within_five_seconds(tmp_path):
-    message, seconds = refusal(tmp_path, MLFLOW_TRACKING_URI="http://mlflow.invalid:5000")
-    assert "MLFLOW_TRACKING_URI=http://mlflow.invalid:5000. Start it, correct" in message
+@pytest.mark.parametrize("address", ["http://mlflow.invalid:5000", "https://127.0.0.1:{}"])
+def test_where_no_server_answers_or_can_be_started_is_said_within_five_seconds(tmp_path, address):
+    address = address.format(free_port())
+    message, seconds = refusal(tmp_path, MLFLOW_TRACKING_URI=address)
+    assert f"MLFLOW_TRACKING_URI={address}. Start it, correct the address" in message
     assert seconds < 5
 
 
