@@ -147,9 +147,7 @@ def tutorial(address=None):
 
 
 def whole():
-    head(
-        "The whole tutorial, from nothing to the last cell", "MLflow's quickstart", "this notebook"
-    )
+    head("The whole tutorial, with the start of its server", "MLflow's quickstart", "this notebook")
     theirs, ours = take_turns(quickstart, tutorial)
     for part in ["all", "server", "imports", "logging", "the failing guess", "uv", "rest"]:
         row(part, *([result.get(part, 0) for result in results] for results in (theirs, ours)))
@@ -203,7 +201,7 @@ def local_server():
         lambda: start(["server"], os.environ), lambda: start(LEAN_SERVER, LEAN)
     )
     for i, (what, unit) in enumerate(
-        {"until it is up": "s", "processes": "", "memory, 15 s later": "MB"}.items()
+        {"until it is up": "s", "processes": "", "resident memory, 15 s later": "MB"}.items()
     ):
         row(what, *([result[i] for result in results] for results in (default, lean)), unit=unit)
 
@@ -212,9 +210,10 @@ def local_server():
 
 
 def fill(folder, executions):
-    """Put runs and versions of as many executions into the store, without a server."""
+    """Put runs and versions of as many executions into the store, without a server or files."""
     client = mlflow.MlflowClient(store := f"sqlite:///{folder / 'mlflow.db'}", store)
-    experiment = client.create_experiment("mlflow quickstart")
+    # As a server would create it: otherwise its artifacts would not go through the server.
+    experiment = client.create_experiment("mlflow quickstart", "mlflow-artifacts:/1")
     client.create_registered_model("tracking_quick_start")
     for _ in range(2 * executions):
         run = client.create_run(experiment, run_name="earlier")
