@@ -79,11 +79,11 @@ def test_readmes_way_through_the_page_leads_to_the_runs_and_to_the_registry(page
     for step, shown in [
         ("Model training", "Recent Experiments"),
         ("mlflow quickstart", "lbfgs, C=1"),
-        ("Model registry", "tracking_quick_start"),
+        ("Model registry", "Registered Models"),
     ]:
         assert f"*{step}*" in readme
         page.get_by_text(step, exact=True).first.click()
-        expect(page.get_by_text(shown, exact=True)).to_be_visible()
+        expect(page.get_by_text(shown, exact=True).first).to_be_visible()
 
 
 def test_the_list_of_runs_shows_both_with_accuracy_and_log_loss(page, links):
