@@ -1,168 +1,84 @@
-"""A real MLflow server for nbval and for the tests, and a way to execute the notebook once more.
-
-`pytest` at the root runs nbval over project.ipynb first: that is the first execution against the
-server, and what the ordinary tests then look at.
-"""
+"""The server that nbval's kernel and the tests use, the option --slow, and a tidy checkout."""
 
 import os
-import shutil
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
+for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+    del os.environ[name]  # a team's variables must not lead these tests into its database
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # the tests call this machine alone
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"
+
+import helpers
 import mlflow
-import nbformat
-import psutil
 import pytest
-import requests
-from nbclient import NotebookClient
 
-ROOT = Path(__file__).parent.parent
-LEAN_SERVER = ["server", "--workers", "1"]
+STARTED = ExitStack()
 
 
-def free_port():
-    """Return a TCP port of the loopback interface that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_until(condition, seconds, what):
-    """Wait until the condition is true; fail with the words in `what` after so many seconds."""
-    end = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < end, f"After {seconds} s: {what()}"
-        time.sleep(0.1)
-    return result
-
-
-def answers(url):
-    """Return whether something answers at the URL, and not with an error."""
-    try:
-        return requests.get(url, timeout=5).ok
-    except requests.RequestException:
-        return False
-
-
-@contextmanager
-def running(command, url, log, **options):
-    """Run a server until the end of the block, which begins when the server answers at the URL.
-
-    Its output goes to the file `log`, and into the error if it ends or is not up in two minutes.
-    `options` are those of subprocess.Popen.
-    """
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, **options
-        )
-    end = time.monotonic() + 120
-    try:
-        while not answers(url):
-            assert process.poll() is None and time.monotonic() < end, log.read_text()
-            time.sleep(0.1)
-        yield process
-    finally:
-        with suppress(psutil.NoSuchProcess):  # it has ended already
-            parent = psutil.Process(process.pid)
-            for member in [parent, *parent.children(recursive=True)]:
-                member.terminate()  # MLflow 2 does not end its own workers
-        process.wait(timeout=30)
-
-
-@contextmanager
-def mlflow_server(folder, port=None, command=LEAN_SERVER, python=sys.executable):
-    """Run a real MLflow server with its store in `folder`; give its address; stop it at the end."""
-    address = f"http://127.0.0.1:{port or free_port()}"
-    with running(
-        [python, "-m", "mlflow", *command, "--port", address.split(":")[-1]],
-        f"{address}/health",
-        folder / "server.log",
-        cwd=folder,
-        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-    ):
-        yield address
-
-
-@contextmanager
-def kernel(folder, **env):
-    """Start a kernel in `folder` beside copies of the notebook and of requirements.txt.
-
-    Gives `run(first, last)`, which executes the cells from one id to another (by default: all) and
-    returns the notebook. `env` adds to the kernel's environment; None takes a variable out of it.
-    The kernel, process `run.pid`, is shut down at the end, as Jupyter does it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(ROOT / "requirements.txt", folder)
-    notebook = nbformat.read(ROOT / "project.ipynb", as_version=4)
-    positions = {cell.id: i for i, cell in enumerate(notebook.cells)}
-    client = NotebookClient(
-        notebook,
-        kernel_name="python3",
-        timeout=300,
-        coalesce_streams=True,
-        resources={"metadata": {"path": folder}},
-    )
-
-    def run(first="title", last="closing"):
-        for i in range(positions[first], positions[last] + 1):
-            client.execute_cell(notebook.cells[i], i)
-        return notebook
-
-    variables = {key: value for key, value in (os.environ | env).items() if value is not None}
-    with client.setup_kernel(env=variables):
-        run.pid = client.km.provisioner.pid
-        yield run
-
-
-def execute(folder, **env):
-    """Execute the whole notebook in a kernel of its own; return it with its outputs."""
-    with kernel(folder, **env) as run:
-        return run()
-
-
-def output(notebook, cell_id):
-    """Return the text that a cell printed or showed, without what it wrote to standard error."""
-    cell = next(cell for cell in notebook.cells if cell.id == cell_id)
-    return "".join(
-        o.get("text") or o["data"]["text/plain"] for o in cell.outputs if o.get("name") != "stderr"
-    )
-
-
-def pytest_configure(config):
-    config.option.nbval = True
-    config.option.nbval_sanitize_with = str(ROOT / "tests" / "sanitize.cfg")
-    config.addinivalue_line(
-        "markers", "slow: needs minutes, or installs something; .ci/run runs it"
-    )
-    if not config.option.markexpr:
-        config.option.markexpr = "not slow"
-
-
-def pytest_sessionstart(session):
-    """Start the server that nbval's kernel and the tests use: nbval takes no fixtures."""
-    session.config.stack = ExitStack()
-    if session.config.option.collectonly:
-        return
-    folder = Path(session.config.stack.enter_context(tempfile.TemporaryDirectory()))
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # the tests call this machine alone
-    os.environ["MLFLOW_TRACKING_URI"] = session.config.stack.enter_context(mlflow_server(folder))
-
-
-def pytest_sessionfinish(session):
-    session.config.stack.close()
+@cache
+def server():
+    """Start the MLflow server of this test run; return its address."""
+    folder = Path(STARTED.enter_context(tempfile.TemporaryDirectory()))
+    return STARTED.enter_context(helpers.mlflow_server(folder))
 
 
 @pytest.fixture(scope="session")
 def client():
-    """A client of the server, after the notebook was executed: by nbval, or here if nbval was not
-    asked to."""
-    client = mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    """A client of the server, after the notebook was executed: by nbval, or else here."""
+    helpers.need_network()
+    client = mlflow.MlflowClient(server())
     if not client.search_registered_models():
         with tempfile.TemporaryDirectory() as folder:
-            execute(Path(folder))
+            helpers.execute(Path(folder), server())
     return client
+
+
+@pytest.hookimpl(tryfirst=True)  # before nbval starts its kernel, which inherits the address
+def pytest_runtest_setup(item):
+    if item.path.suffix == ".ipynb":
+        helpers.need_network()
+        os.environ["MLFLOW_TRACKING_URI"] = server()
+        # Where ipykernel sees this one, it leaves what child processes print out of the cells.
+        os.environ.pop("PYTEST_CURRENT_TEST", None)
+    else:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the slow tests as well")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: needs minutes, or installs something")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave the slow tests out, unless --slow, -m or a node id asks for them."""
+    asked = config.option.slow or config.option.markexpr
+    if not asked and not any("::" in argument for argument in config.args):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+
+
+def checkout():
+    """Return the files of the project's folder, with their contents, without what tools cache."""
+    tools = {".venv", ".git", ".pytest_cache", ".ruff_cache", "__pycache__", ".ipynb_checkpoints"}
+    found = [path for path in helpers.ROOT.rglob("*") if not tools & set(path.parts)]
+    return {path: path.read_bytes() if path.is_file() else None for path in found}
+
+
+def pytest_sessionstart(session):
+    session.config.checkout = checkout()
+
+
+def pytest_sessionfinish(session):
+    STARTED.close()
+    before, after = session.config.checkout, checkout()
+    changed = [str(path) for path in before | after if before.get(path, 0) != after.get(path, 0)]
+    if changed and not os.environ.get("SAVE_PICTURES"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        print(f"\nThe tests have changed the checkout: {', '.join(changed)}")

@@ -6,24 +6,27 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
-from conftest import ROOT
+from helpers import EXPERIMENT, NAME, ROOT
 from packaging.requirements import Requirement
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss
 from sklearn.model_selection import train_test_split
 
-NAME = "tracking_quick_start"
 RUNS = {
     "1": {
         "name": "lbfgs, C=1",
         "params": {"solver": "lbfgs", "C": "1.0", "max_iter": "1000", "random_state": "42"},
         "training info": "Logistic regression on Iris with scikit-learn's default regularization",
+        "version tags": {},
+        "aliases": [],
     },
     "2": {
         "name": "newton-cg, C=10",
         "params": {"solver": "newton-cg", "C": "10.0", "max_iter": "1000", "random_state": "7"},
         "training info": "Logistic regression on Iris with ten times less regularization",
+        "version tags": {"validation": "passed"},
+        "aliases": ["champion"],
     },
 }
 
@@ -58,12 +61,13 @@ def split():
     return train_test_split(iris.data, species, test_size=0.2, random_state=42, stratify=species)
 
 
-def test_an_execution_makes_two_finished_runs_in_its_experiment(client):
-    experiment = client.get_experiment_by_name("mlflow quickstart")
-    versions = [client.get_model_version(NAME, number) for number in RUNS]
-    runs = [client.get_run(version.run_id).info for version in versions]
-    assert [run.experiment_id for run in runs] == [experiment.experiment_id] * 2
-    assert [run.status for run in runs] == ["FINISHED"] * 2
+def test_an_execution_makes_two_finished_runs_in_its_experiment_and_no_other(client):
+    experiments = {e.name: e.experiment_id for e in client.search_experiments()}
+    assert set(experiments) == {"Default", EXPERIMENT}
+    runs = client.search_runs(list(experiments.values()))
+    assert [run.info.experiment_id for run in runs] == [experiments[EXPERIMENT]] * 2
+    assert [run.info.status for run in runs] == ["FINISHED"] * 2
+    assert {run.info.run_name for run in runs} == {run["name"] for run in RUNS.values()}
 
 
 def test_a_run_has_its_name_parameters_and_tags(run, number):
@@ -122,7 +126,7 @@ def test_a_guess_that_succeeds_names_what_is_imported_and_not_what_that_pulls_in
     mlflow.sklearn.save_model(LogisticRegression(max_iter=1000).fit(X_train, y_train), tmp_path)
     lines = (tmp_path / "requirements.txt").read_text().splitlines()
     names = {Requirement(line).name for line in lines}
-    assert names >= {"mlflow", "scikit-learn", "skops", "numpy", "scipy", "pandas"}
+    assert names >= {"scikit-learn", "skops", "numpy", "scipy", "pandas"}
     assert not names & {"joblib", "threadpoolctl", "python-dateutil"}
 
 
@@ -147,8 +151,8 @@ def test_a_model_holds_no_pickle(model_folder):
 
 
 def test_a_version_says_where_it_comes_from_and_what_it_is(client, run, version, number):
-    model_id = run.outputs.model_outputs[0].model_id
-    assert version.source == f"models:/{model_id}"
+    assert version.source == f"models:/{run.outputs.model_outputs[0].model_id}"
     assert version.description == RUNS[number]["training info"]
-    assert version.tags == {"validation": "passed" if number == "2" else "pending"}
-    assert client.get_registered_model(NAME).description
+    assert version.tags == RUNS[number]["version tags"]
+    assert version.aliases == RUNS[number]["aliases"]
+    assert "Iris" in client.get_registered_model(NAME).description

@@ -1,70 +1,79 @@
-"""MLflow 2.16.2: refused as a server, and good enough after the edits that README names."""
+"""MLflow 2.16.2: refused as a server, and good enough after the two edits that README names."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import nbformat
 import pytest
 import requests
-from conftest import ROOT, free_port, output, running
-from test_executions import SAVED
-from test_server_cell import refusal
+from helpers import (
+    commands,
+    loopback,
+    need,
+    need_network,
+    notebook,
+    output,
+    running,
+    section,
+    shell,
+)
+from test_server import answers, kernel, refused, start
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-SECTION = README.split("## MLflow 2.16.2\n")[1].split("\n## ")[0]
-INSTALL, SERVE = re.findall(r"```bash\n(.*?)```", SECTION, re.DOTALL)
-EDITS = re.findall(r"^\| (\d\. .+) \| `(.+)` \| `(.+)` \|$", SECTION, re.MULTILINE)
+TITLE = "MLflow 2.16.2"
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with the environment and the requirements.txt that README's commands make."""
+    need_network()
     folder = tmp_path_factory.mktemp("older")
-    scripts = str(Path(sys.executable).parent)  # uv is there
-    env = os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
-    subprocess.run(["bash", "-ec", INSTALL], cwd=folder, env=env, check=True)
+    shell(commands("README.md", TITLE)[0], folder)
     return folder
 
 
 @pytest.fixture
-def address(folder, tmp_path):
-    """The server of MLflow 2.16.2, started by README's command, with an empty store."""
+def serve(folder, tmp_path):
+    """A function that starts the server of MLflow 2.16.2 with README's command, its store empty."""
     (tmp_path / ".venv").symlink_to(folder / ".venv")
-    address = f"http://127.0.0.1:{(port := free_port())}"
-    command = ["bash", "-ec", f"{SERVE.strip()} --port {port}"]
-    with running(command, f"{address}/health", tmp_path / "server.log", cwd=tmp_path):
-        yield address
+
+    def serve(address):
+        command = f"{commands('README.md', TITLE)[1].strip()} --port {address.rsplit(':', 1)[1]}"
+        log = tmp_path / "server.log"
+        return running(["bash", "-ec", command], f"{address}/health", log, cwd=tmp_path)
+
+    return serve
 
 
-def test_its_server_is_refused_before_anything_is_logged(tmp_path, address):
-    message, _ = refusal(tmp_path / "notebook", MLFLOW_TRACKING_URI=address)
-    assert "MLflow 2.16.2" in message and "MLflow 3.17.2" in message
-    search = f"{address}/api/2.0/mlflow/experiments/search?max_results=10"
-    experiments = requests.get(search, timeout=5).json()["experiments"]
-    assert [experiment["name"] for experiment in experiments] == ["Default"]
+def test_its_server_is_refused_before_anything_is_logged(serve, tmp_path):
+    with serve(address := loopback()):
+        shown, _ = refused(tmp_path / "notebook", address)
+        assert "# 404: this server is older than MLflow 3" in shown
+        assert "logged-models/search failed with error code 404" in shown
+        search = f"{address}/api/2.0/mlflow/experiments/search?max_results=10"
+        experiments = requests.get(search, timeout=5).json()["experiments"]
+        assert [experiment["name"] for experiment in experiments] == ["Default"]
 
 
-def test_after_readmes_edits_the_notebook_runs_on_it(folder, address):
-    notebook = nbformat.read(ROOT / "project.ipynb", as_version=4)
-    assert len(EDITS) == 3
-    for title, old, new in EDITS:
-        section = None
-        found = []
-        for cell in notebook.cells:
-            section = next(iter(re.findall(r"^## (.+)$", cell.source, re.MULTILINE)), section)
-            if section == title and cell.cell_type == "code" and old in cell.source:
-                found.append(cell)
-        (cell,) = found
+def test_its_server_at_port_5000_is_passed_by_without_a_word(serve, tmp_path):
+    need(
+        not any(answers(f"http://127.0.0.1:{port}") for port in (5000, 5001)), "port 5000 is taken"
+    )
+    with serve("http://127.0.0.1:5000"), kernel(tmp_path / "notebook", None) as run:
+        assert start(run) == "Logging to http://127.0.0.1:5001\n"
+        assert output(run.notebook, "find-server") == ""
+
+
+def test_after_readmes_edits_the_notebook_runs_on_it(serve, folder, tmp_path):
+    older = notebook()
+    edits = re.findall(r"^\| `(.+)` \| `(.+)` \|$", section("README.md", TITLE), re.MULTILINE)
+    assert len(edits) == 2
+    for old, new in edits:
+        (cell,) = [c for c in older.cells if c.cell_type == "code" and old in c.source]
         cell.source = cell.source.replace(old, new)
-    nbformat.write(notebook, folder / "project.ipynb")
-    command = ".venv/bin/jupyter nbconvert --execute --to notebook --output done project.ipynb"
-    env = os.environ | {"MLFLOW_TRACKING_URI": address}
-    subprocess.run(command.split(), cwd=folder, env=env, check=True)
-
+    nbformat.write(older, folder / "project.ipynb")
+    with serve(address := loopback()):
+        command = ".venv/bin/jupyter nbconvert --execute --to notebook --output done project.ipynb"
+        shell(f"MLFLOW_TRACKING_URI={address} {command}", folder)
     done = nbformat.read(folder / "done.ipynb", as_version=4)
-    for cell in ["compare-runs", "list-versions", "reload-models", "predict", "find-mistakes"]:
-        assert output(done, cell) == output(SAVED, cell)
+    for cell in ["compare-runs", "reload-models", "find-mistakes", "validate", "list-versions"]:
+        assert output(done, cell) == output(notebook(), cell)

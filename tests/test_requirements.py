@@ -1,19 +1,16 @@
 """requirements.txt is a complete lock that installs from wheels wherever README says it does."""
 
-import os
 import re
 import shutil
 import subprocess
 import sys
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT, SCRIPTS, need_network, shell
 from packaging.requirements import Requirement
 
 LOCK = ROOT / "requirements.txt"
-UV = str(Path(sys.executable).with_name("uv"))
 PLATFORMS = [
     "x86_64-unknown-linux-gnu",
     "aarch64-unknown-linux-gnu",
@@ -30,7 +27,18 @@ def requirements(text):
 def compile_lock(*options):
     # --python: otherwise uv would look for every Python that it resolves for, and download it
     python = ["--python", sys.executable]
-    command = [UV, "pip", "compile", "-q", LOCK, *python, "--no-annotate", "--no-header", *options]
+    need_network()
+    command = [
+        SCRIPTS / "uv",
+        "pip",
+        "compile",
+        "-q",
+        LOCK,
+        *python,
+        "--no-annotate",
+        "--no-header",
+        *options,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return requirements(done.stdout)
@@ -60,15 +68,8 @@ def test_the_lock_installs_from_wheels_alone_on(platform, python):
 def test_the_command_at_the_top_of_the_lock_renews_it(tmp_path):
     shutil.copy(LOCK, tmp_path)
     command = "\n".join(re.findall(r"^#   (.+)$", LOCK.read_text(), re.MULTILINE))
-    done = subprocess.run(
-        ["bash", "-ec", command],
-        cwd=tmp_path,
-        env=os.environ | {"PATH": f"{Path(UV).parent}{os.pathsep}{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    need_network()
+    shell(command, tmp_path)
     head, renewed = (tmp_path / "requirements.txt").read_text().split("\n# Block 2")
     assert head == LOCK.read_text().split("\n# Block 2")[0]
     assert len(requirements(renewed)) > 100
