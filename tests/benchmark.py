@@ -10,11 +10,9 @@ import platform
 import sys
 import tempfile
 import time
-from collections import deque
-from datetime import datetime
+from datetime import date
 from pathlib import Path
 from statistics import median
-from unittest.mock import patch
 
 for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
     del os.environ[name]  # both sides start from MLflow's defaults
@@ -23,7 +21,7 @@ os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # without bytecode, importing MLflow takes longer
 
 import psutil
-from helpers import LEAN, ROOT, cell, kernel, loopback, mlflow_server, running
+from helpers import LEAN, ROOT, kernel, loopback, mlflow_server, port_of, running
 
 ROUNDS = 3
 
@@ -48,32 +46,21 @@ def row(what, default, ours, digits=1):
     print(f"| {what} | {' | '.join(columns)} |", flush=True)
 
 
-def settle(pid):
-    """Wait for a server to settle; return its processes and the MB (PSS) that they occupy.
-
-    PSS counts a page that n processes share as 1/n in each. The server has settled when over 5 s
-    its processes were as many, and their memory within 1 %: it still grows when all have started.
-    """
-    seen = deque(maxlen=6)
-    for _ in range(180):
-        processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-        seen.append((len(processes), sum(p.memory_full_info().pss for p in processes) / 1e6))
-        counts, memory = zip(*seen)
-        if len(seen) == 6 and len(set(counts)) == 1 and max(memory) < 1.01 * min(memory):
-            return processes, memory[-1]
-        time.sleep(1)
-    raise TimeoutError(f"The server has not settled: {seen}")
-
-
 def start(command, **env):
-    """Start a server in an empty folder; return the seconds until /health answers, and its MB."""
+    """Start a server in an empty folder; return the seconds until /health answers, and its MB.
+
+    The MB are of all its processes 30 s later, as PSS: a page that n share counts as 1/n in each.
+    """
     address = loopback()
-    command = [sys.executable, "-m", "mlflow", *command, "--port", address.split(":")[-1]]
+    command = [sys.executable, "-m", "mlflow", *command, "--port", port_of(address)]
     with tempfile.TemporaryDirectory() as folder:
         log, started = Path(folder) / "server.log", time.monotonic()
         with running(command, f"{address}/health", log, cwd=folder, env=os.environ | env) as server:
             seconds = time.monotonic() - started
-            processes, memory = settle(server.pid)
+            time.sleep(30)  # job workers still start after the server is up
+            processes = [psutil.Process(server.pid)]
+            processes += processes[0].children(recursive=True)
+            memory = sum(process.memory_full_info().pss for process in processes) / 1e6
         psutil.wait_procs(processes, timeout=30)
     return seconds, memory
 
@@ -84,6 +71,7 @@ def log_model():
     from sklearn.datasets import load_iris
     from sklearn.linear_model import LogisticRegression
 
+    os.environ["MLFLOW_REQUIREMENTS_INFERENCE_RAISE_ERRORS"] = "true"  # a failure is no result
     X, y = load_iris(return_X_y=True, as_frame=True)
     model = LogisticRegression(max_iter=1000).fit(X, y.astype(str))
 
@@ -99,35 +87,30 @@ def log_model():
 
 
 def page():
-    """Execute the notebook with a server of its own; return the seconds of it and of two cells.
-
-    It: from the kernel's start to the last cell's end. A cell: while the kernel was busy with it.
-    """
+    """Execute the notebook with a server of its own; return the seconds of it and of two cells."""
+    parts = ["title digest-read", "meet-warning meet-warning", "warning-read plot-read"]
+    parts += ["validate validate", "promote-intro closing"]
     with tempfile.TemporaryDirectory() as folder:
-        started = time.monotonic()
+        marks = [time.monotonic()]
         with kernel(Path(folder), loopback()) as run:
-            notebook = run()
-            seconds = [time.monotonic() - started]
-            processes = psutil.Process(run.pid).children(recursive=True)
-        psutil.wait_procs(processes, timeout=30)  # the server is one of them
-    for noted in [cell(notebook, id).metadata.execution for id in ("meet-warning", "validate")]:
-        busy, idle = (datetime.fromisoformat(noted[f"iopub.status.{s}"]) for s in ("busy", "idle"))
-        seconds.append((idle - busy).total_seconds())
-    return seconds
+            for part in parts:
+                run(*part.split())
+                marks.append(time.monotonic())
+            server = psutil.Process(run.pid).children(recursive=True)
+        psutil.wait_procs(server, timeout=30)
+    return marks[5] - marks[0], marks[2] - marks[1], marks[4] - marks[3]
 
 
 if __name__ == "__main__":
     cores, python = os.cpu_count(), platform.python_version()
-    print(f"{datetime.now():%Y-%m-%d}, {platform.platform()}, {cores} cores, Python {python}\n")
+    print(f"{date.today()}, {platform.platform()}, {cores} cores, Python {python}\n")
     print("| | MLflow's default | this notebook | ratio |\n| --- | --- | --- | --- |", flush=True)
     lean = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     servers = take_turns(lambda: start(["server"]), lambda: start(LEAN, **lean))
     (seconds, memory), (our_seconds, our_memory) = (zip(*results) for results in servers)
     row("The server until it is up, s", seconds, our_seconds)
     row("The server's memory, MB", memory, our_memory, digits=0)
-    quiet = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "MLFLOW_REQUIREMENTS_INFERENCE_RAISE_ERRORS"
-    with patch.dict(os.environ, dict.fromkeys(quiet, "true")):  # a guess that fails is no result
-        row("Logging a model: requirements inferred, or from the file, s", *log_model(), digits=2)
+    row("Logging a model: requirements inferred, or from the file, s", *log_model(), digits=2)
     whole, guess, validation = zip(*take_turns(page)[0])
     row("The whole page with its server, s", None, whole)
     row("of it, the guess that fails, s", None, guess)
