@@ -61,7 +61,7 @@ def test_the_champion_is_served_to_the_program_that_asks_for_it(client, tmp_path
     with helpers.running(["bash", "-c", serve], f"{address}/ping", tmp_path / "log", env=env):
         program = [sys.executable, "-c", ask.replace("5010", port_of(address))]
         answer = subprocess.check_output(program, text=True).strip()
-    assert f"`{answer}`" in section("Serve the champion")
+    assert f"# {answer}\n" in section("Serve the champion")
 
 
 @pytest.fixture(scope="module")

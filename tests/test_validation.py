@@ -1,5 +1,4 @@
-"""Models come back from the registry, and only one that answers alike in an environment built from
-its own list is promoted: the tests break something on the server, and run the cell that meets it."""
+"""The models come from the registry, and one that fails in its own environment is not promoted."""
 
 import mlflow
 import pytest
@@ -12,6 +11,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
     with mlflow_server(folder) as address, kernel(folder / "notebook", address) as run:
         run("settings", "plot-mistakes")
+        (folder / "notebook" / "mlflow.py").touch()  # which the environment must not find
         run.client = mlflow.MlflowClient(address)
         ids = [run.client.get_model_version(NAME, n).source.split("/")[-1] for n in "12"]
         run.models = [next(folder.rglob(model_id)) / "artifacts" for model_id in ids]
