@@ -1,8 +1,7 @@
 """Measure the notebook beside MLflow's defaults; print the table that README shows.
 
-From the project's folder, on Linux: `.venv/bin/python tests/benchmark.py`. Each figure is the
-median of three rounds, with the least and the greatest in parentheses. The alternatives take turns,
-after a warm-up round, which leaves Python's bytecode and uv's environment behind for both sides.
+`.venv/bin/python tests/benchmark.py`, on Linux: medians of three rounds, the least and the greatest
+in parentheses, in turns and after a warm-up, which leaves bytecode and uv's environment behind.
 """
 
 import os
@@ -24,13 +23,11 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # without bytecode, importing M
 import psutil
 from helpers import LEAN, ROOT, kernel, loopback, mlflow_server, port_of, running
 
-ROUNDS = 3
-
 
 def take_turns(*alternatives):
     """Call the functions in turn, each round beginning with another; return each one's results."""
     results, count = [[] for _ in alternatives], len(alternatives)
-    for turn in range(ROUNDS + 1):
+    for turn in range(4):
         for chosen in ((turn + i) % count for i in range(count)):
             results[chosen].append(alternatives[chosen]())
     return [result[1:] for result in results]  # without the warm-up

@@ -49,8 +49,7 @@ def pytest_runtest_protocol(item):
     notebook alone, add `-k project.ipynb` to README's command."""
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     if item.path.suffix == ".ipynb":
-        if not helpers.online():
-            item.add_marker(pytest.mark.skip(reason=helpers.NO_NETWORK))
+        item.add_marker(pytest.mark.skipif(not helpers.online(), reason=helpers.NO_NETWORK))
         os.environ["MLFLOW_TRACKING_URI"] = server()
 
 

@@ -47,6 +47,7 @@ def team(tmp_path_factory, postgres):
     database, install, serve, use = helpers.commands("A team's server")
     folder = tmp_path_factory.mktemp("team")
     address, store = helpers.loopback(), helpers.loopback()
+    public = re.search(r"`(--allowed-hosts [^`]+)`", helpers.section("A team's server"))[1]
     account = dict(re.findall(r"export (\w+)=(.+)", use))
     assert account.pop("MLFLOW_TRACKING_URI") == "http://127.0.0.1:5000"
     administrator, restart_postgres = postgres
@@ -58,9 +59,9 @@ def team(tmp_path_factory, postgres):
         requests.put(f"{store}/mlflow", timeout=30).raise_for_status()  # the bucket
 
         def start():
-            command = ["bash", "-ec", serve.replace("http://127.0.0.1:9000", store)]
+            command = f"{serve.strip()} {public}".replace("http://127.0.0.1:9000", store)
             where = {"url": f"{address}/health", "log": folder / "server.log", "cwd": folder}
-            return stack.enter_context(helpers.running(command, env=env, **where))
+            return stack.enter_context(helpers.running(["bash", "-ec", command], env=env, **where))
 
         def crash():
             os.killpg(server.pid, signal.SIGKILL)
@@ -81,6 +82,13 @@ def test_without_the_password_it_stops_before_it_logs_anything(team, tmp_path, w
     search = f"{team.address}/api/2.0/mlflow/experiments/search?max_results=9"
     found = requests.get(search, auth=tuple(team.account.values()), timeout=30).json()
     assert [experiment["name"] for experiment in found["experiments"]] == ["Default"]
+
+
+def test_a_browser_that_came_by_the_public_address_may_list_the_runs(team):
+    headers = {"Host": "mlflow.example.com", "Origin": "https://mlflow.example.com"}
+    runs = f"{team.address}/ajax-api/2.0/mlflow/runs/search"
+    asked = {"json": {"experiment_ids": ["0"]}, "auth": tuple(team.account.values())}
+    assert requests.post(runs, headers=headers, timeout=30, **asked).ok
 
 
 def test_what_was_logged_is_in_the_store_and_outlives_a_crash_of_the_servers(team, tmp_path):
