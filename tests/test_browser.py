@@ -22,7 +22,7 @@ def page():
     expect.set_options(timeout=30_000)  # milliseconds
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1120, "height": 1200})
+        page = browser.new_page(viewport={"width": 1208, "height": 1200})
         hint = page.get_by_role("button", name="Got it")  # MLflow's hints pop up at any time
         page.add_locator_handler(hint, lambda: hint.click())
         yield page
