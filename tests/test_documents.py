@@ -136,6 +136,7 @@ def test_the_workflow_runs_readmes_command_on_every_system():
     assert systems == {"ubuntu", "macos", "windows"}
     run = [step["run"] for step in job["steps"] if "run" in step]
     assert run == [command, for_windows(command)]
+    assert workflow["jobs"]["slow"]["steps"][-1]["run"] == ".ci/run"
     assert set(workflow[True]) == {"push", "pull_request", "schedule"}  # YAML reads on: as True
 
 

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 def test_jupyter_and_both_commands_work_also_beside_a_pip_that_no_index_has(folder):
     need_ports()
     (run,), (test,) = commands("Run it"), commands("Test it")
-    clone, *install, start = commands("In Jupyter")[0].splitlines()
-    assert clone.startswith("git clone ADDRESS") and start == "jupyter lab project.ipynb"
+    clone, *install, lab = commands("In Jupyter")[0].splitlines()
+    assert clone.startswith("git clone ADDRESS") and lab == "jupyter lab project.ipynb"
     before = {path.name for path in folder.iterdir()}
     shell("\n".join([*install, "jupyter lab --version"]), folder)
     shell(run, folder)
@@ -71,8 +71,7 @@ def older(tmp_path_factory):
     folder = tmp_path_factory.mktemp("older")
     install, serve = commands("MLflow 2.16.2")
     shell(install, folder)
-    log, serve = folder / "server.log", ["bash", "-ec", serve]
-    with helpers.running(serve, f"{FIRST}/health", log, cwd=folder):
+    with helpers.running(["bash", "-ec", serve], f"{FIRST}/health", folder / "log", cwd=folder):
         yield folder
 
 
