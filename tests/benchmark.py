@@ -18,7 +18,9 @@ for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
     del os.environ[name]  # both sides start from MLflow's defaults
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # without bytecode, importing MLflow takes longer
+os.environ.pop(
+    "PYTHONDONTWRITEBYTECODE", None
+)  # without bytecode, importing MLflow takes longer
 
 import psutil
 from helpers import LEAN, ROOT, kernel, loopback, mlflow_server, port_of, running
@@ -36,7 +38,9 @@ def take_turns(*alternatives):
 def row(what, default, ours, digits=1):
     """Print a row of the table; the ratio is that of the medians, where there are two."""
     columns = [
-        f"{median(r):.{digits}f} ({min(r):.{digits}f}–{max(r):.{digits}f})" if r else "–"
+        f"{median(r):.{digits}f} ({min(r):.{digits}f}–{max(r):.{digits}f})"
+        if r
+        else "–"
         for r in (default, ours)
     ]
     columns.append(f"{median(default) / median(ours):.1f}" if default else "–")
@@ -52,7 +56,9 @@ def start(command, **env):
     command = [sys.executable, "-m", "mlflow", *command, "--port", port_of(address)]
     with tempfile.TemporaryDirectory() as folder:
         log, started = Path(folder) / "server.log", time.monotonic()
-        with running(command, f"{address}/health", log, cwd=folder, env=os.environ | env) as server:
+        with running(
+            command, f"{address}/health", log, cwd=folder, env=os.environ | env
+        ) as server:
             seconds = time.monotonic() - started
             time.sleep(30)  # job workers still start after the server is up
             processes = [psutil.Process(server.pid)]
@@ -74,12 +80,19 @@ def log_model():
     def log(**requirements):
         with mlflow.start_run():
             started = time.monotonic()
-            mlflow.sklearn.log_model(model, name="model", input_example=X.head(3), **requirements)
+            mlflow.sklearn.log_model(
+                model, name="model", input_example=X.head(3), **requirements
+            )
             return time.monotonic() - started
 
-    with tempfile.TemporaryDirectory() as folder, mlflow_server(Path(folder)) as address:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mlflow_server(Path(folder)) as address,
+    ):
         mlflow.set_tracking_uri(address)
-        return take_turns(log, lambda: log(pip_requirements=str(ROOT / "requirements.txt")))
+        return take_turns(
+            log, lambda: log(pip_requirements=str(ROOT / "requirements.txt"))
+        )
 
 
 def page():
@@ -99,15 +112,29 @@ def page():
 
 if __name__ == "__main__":
     print(f"{date.today()}, {platform.platform()}, {os.cpu_count()} cores\n")
-    print("| | MLflow's default | this notebook | ratio |\n| --- | --- | --- | --- |", flush=True)
+    print(
+        "| | MLflow's default | this notebook | ratio |\n| --- | --- | --- | --- |",
+        flush=True,
+    )
     lean = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     servers = take_turns(lambda: start(["server"]), lambda: start(LEAN, **lean))
-    (seconds, memory), (our_seconds, our_memory) = (zip(*results) for results in servers)
+    (seconds, memory), (our_seconds, our_memory) = (
+        zip(*results) for results in servers
+    )
     row("The server until it is up, s", seconds, our_seconds)
     row("The server's memory, MB", memory, our_memory, digits=0)
-    quiet = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "MLFLOW_REQUIREMENTS_INFERENCE_RAISE_ERRORS"
-    with patch.dict(os.environ, dict.fromkeys(quiet, "true")):  # a guess that fails is no result
-        row("Logging a model: requirements inferred, or from the file, s", *log_model(), digits=2)
+    quiet = (
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT",
+        "MLFLOW_REQUIREMENTS_INFERENCE_RAISE_ERRORS",
+    )
+    with patch.dict(
+        os.environ, dict.fromkeys(quiet, "true")
+    ):  # a guess that fails is no result
+        row(
+            "Logging a model: requirements inferred, or from the file, s",
+            *log_model(),
+            digits=2,
+        )
     whole, guess, validation = zip(*take_turns(page)[0])
     row("The whole page with its server, s", None, whole)
     row("of it, the guess that fails, s", None, guess)

@@ -41,7 +41,9 @@ def folder(tmp_path):
     """A copy of the project in a folder whose name has spaces and letters beyond ASCII."""
     made = ["mlflow.db", "mlartifacts", "mlflow-server.log", "output"]
     ignored = shutil.ignore_patterns(".[!g]*", ".git", "__pycache__", *made)
-    return shutil.copytree(helpers.ROOT, tmp_path / "Mappe mit Wörtern 花", ignore=ignored)
+    return shutil.copytree(
+        helpers.ROOT, tmp_path / "Mappe mit Wörtern 花", ignore=ignored
+    )
 
 
 def pytest_runtest_protocol(item):
@@ -49,13 +51,22 @@ def pytest_runtest_protocol(item):
     notebook alone, add `-k project.ipynb` to README's command."""
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     if item.path.suffix == ".ipynb":
-        item.add_marker(pytest.mark.skipif(not helpers.online(), reason=helpers.NO_NETWORK))
+        item.add_marker(
+            pytest.mark.skipif(not helpers.online(), reason=helpers.NO_NETWORK)
+        )
         os.environ["MLFLOW_TRACKING_URI"] = server()
 
 
 def checkout():
     """Return the files of the project's folder, with their contents, without what tools cache."""
-    tools = {".venv", ".git", ".pytest_cache", ".ruff_cache", "__pycache__", ".ipynb_checkpoints"}
+    tools = {
+        ".venv",
+        ".git",
+        ".pytest_cache",
+        ".ruff_cache",
+        "__pycache__",
+        ".ipynb_checkpoints",
+    }
     found = [path for path in helpers.ROOT.rglob("*") if not tools & set(path.parts)]
     return {path: path.read_bytes() if path.is_file() else None for path in found}
 
@@ -66,13 +77,19 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name == "test_executions.py")  # the others count runs
+    items.sort(
+        key=lambda item: item.path.name == "test_executions.py"
+    )  # the others count runs
 
 
 def pytest_sessionfinish(session):
     STARTED.close()
     before, after = session.config.checkout, checkout()
-    changed = [str(path) for path in before | after if before.get(path, 0) != after.get(path, 0)]
+    changed = [
+        str(path)
+        for path in before | after
+        if before.get(path, 0) != after.get(path, 0)
+    ]
     if changed and not os.environ.get("SAVE_PICTURES"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         print(f"\nThe tests have changed the checkout: {', '.join(changed)}")

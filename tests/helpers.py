@@ -23,7 +23,9 @@ NAME = "tracking_quick_start"
 EXPERIMENT = "mlflow quickstart"
 LEAN = ["server", "--workers", "1", "--backend-store-uri", "sqlite:///mlflow.db"]
 FIRST, SECOND = "http://127.0.0.1:5000", "http://127.0.0.1:5001"
-SCRIPTS = Path(sys.executable).parent  # of the environment that runs the tests: uv, mlflow, ruff
+SCRIPTS = Path(
+    sys.executable
+).parent  # of the environment that runs the tests: uv, mlflow, ruff
 NO_NETWORK = "no network: uv cannot build an environment"
 
 
@@ -36,8 +38,23 @@ def need(condition, reason):
 @cache
 def online():
     """Return whether uv can build the environment of requirements.txt, which it then has cached."""
-    command = [sys.executable, "-m", "uv", "run", "-q", "--isolated", "--no-project", "--python"]
-    command += [sys.executable, "--with-requirements", ROOT / "requirements.txt", "python", "-V"]
+    command = [
+        sys.executable,
+        "-m",
+        "uv",
+        "run",
+        "-q",
+        "--isolated",
+        "--no-project",
+        "--python",
+    ]
+    command += [
+        sys.executable,
+        "--with-requirements",
+        ROOT / "requirements.txt",
+        "python",
+        "-V",
+    ]
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
@@ -86,7 +103,9 @@ def running(command, url, log, **options):
             if os.name == "nt":
                 process.terminate()
             else:
-                os.killpg(process.pid, signal.SIGTERM)  # MLflow 2 does not end its own workers
+                os.killpg(
+                    process.pid, signal.SIGTERM
+                )  # MLflow 2 does not end its own workers
         process.wait(timeout=30)
 
 
@@ -96,7 +115,9 @@ def mlflow_server(folder, address=None):
     address = address or loopback()
     command = [sys.executable, "-m", "mlflow", *LEAN, "--port", port_of(address)]
     env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with running(command, f"{address}/health", folder / "server.log", cwd=folder, env=env):
+    with running(
+        command, f"{address}/health", folder / "server.log", cwd=folder, env=env
+    ):
         yield address
 
 
@@ -135,7 +156,9 @@ def kernel(folder, address, saved=None, **env):
 
     run.add, run.notebook = add, saved
     # ipykernel leaves what child processes print out of the cells where it sees pytest's variable.
-    variables = os.environ | env | {"MLFLOW_TRACKING_URI": address, "PYTEST_CURRENT_TEST": None}
+    variables = (
+        os.environ | env | {"MLFLOW_TRACKING_URI": address, "PYTEST_CURRENT_TEST": None}
+    )
     with client.setup_kernel(env={k: v for k, v in variables.items() if v is not None}):
         run.pid = client.km.provisioner.pid
         yield run
@@ -173,14 +196,18 @@ def section(title):
     """Return what stands in README under a heading, or in a folded part, that names the title."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     start = rf"(?:^## |<summary>)[^\n]*{re.escape(title)}[^\n]*\n"
-    found = re.search(rf"{start}(.*?)(?=^## |^</?details>|\Z)", text, re.DOTALL | re.MULTILINE)
+    found = re.search(
+        rf"{start}(.*?)(?=^## |^</?details>|\Z)", text, re.DOTALL | re.MULTILINE
+    )
     assert found, f"README has no part {title!r}"
     return found[1]
 
 
 def commands(title, language="bash"):
     """Return the blocks of code in that part of README, in their order."""
-    return re.findall(rf"^ *```{language}\n(.*?)^ *```", section(title), re.DOTALL | re.MULTILINE)
+    return re.findall(
+        rf"^ *```{language}\n(.*?)^ *```", section(title), re.DOTALL | re.MULTILINE
+    )
 
 
 def shell(command, folder, env=os.environ):
@@ -189,7 +216,9 @@ def shell(command, folder, env=os.environ):
     need(online(), NO_NETWORK)
     env = env | {"PATH": f"{env['PATH']}{os.pathsep}{SCRIPTS}"}
     command, pipe = ["bash", "-ec", command], subprocess.PIPE
-    done = subprocess.run(command, cwd=folder, env=env, check=False, stdout=pipe, text=True)
+    done = subprocess.run(
+        command, cwd=folder, env=env, check=False, stdout=pipe, text=True
+    )
     print(done.stdout)
     done.check_returncode()
     return done.stdout

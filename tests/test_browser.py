@@ -10,20 +10,30 @@ import pytest
 from nbconvert import HTMLExporter
 from playwright.sync_api import expect, sync_playwright
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]  # root has no sandbox
-FLAGS += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # this machine alone
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+]  # root has no sandbox
+FLAGS += [
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+]  # this machine alone
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def page():
     program = shutil.which("chromium") or shutil.which("google-chrome")
-    helpers.need(program, "no browser on this machine: neither chromium nor google-chrome")
+    helpers.need(
+        program, "no browser on this machine: neither chromium nor google-chrome"
+    )
     expect.set_options(timeout=30_000)  # milliseconds
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
         page = browser.new_page(viewport={"width": 1208, "height": 1200})
-        hint = page.get_by_role("button", name="Got it")  # MLflow's hints pop up at any time
+        hint = page.get_by_role(
+            "button", name="Got it"
+        )  # MLflow's hints pop up at any time
         page.add_locator_handler(hint, lambda: hint.click())
         yield page
 
@@ -34,14 +44,20 @@ def links(tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
     with helpers.mlflow_server(folder) as address:
         notebook = helpers.execute(folder / "notebook", address)
-        text = helpers.output(notebook, "run-lbfgs") + helpers.output(notebook, "run-newton-cg")
-        yield dict(re.findall(r"View (?:run )?(.+) at: (\S+)", text)) | {"home": address}
+        text = helpers.output(notebook, "run-lbfgs") + helpers.output(
+            notebook, "run-newton-cg"
+        )
+        yield dict(re.findall(r"View (?:run )?(.+) at: (\S+)", text)) | {
+            "home": address
+        }
 
 
 def open_page(page, url):
     """Open a page of MLflow in the whole width of the window; return its main part."""
     page.goto(url.split("#")[0])
-    page.get_by_role("button", name="Close", exact=True).click()  # the assistant, unasked
+    page.get_by_role(
+        "button", name="Close", exact=True
+    ).click()  # the assistant, unasked
     page.get_by_role("button", name="Toggle sidebar").click()
     main = page.get_by_role("main")
     expect(main).to_have_css("width", f"{page.viewport_size['width'] - 56}px")
@@ -51,8 +67,12 @@ def open_page(page, url):
 
 def see(part, *texts):
     """Wait until the part of the page shows these texts, in this order."""
-    spaced = [re.escape(text).replace(r"\ ", r"\s+").replace(":", r"\s*:") for text in texts]
-    expect(part).to_contain_text(re.compile(".*".join(spaced), re.DOTALL), use_inner_text=True)
+    spaced = [
+        re.escape(text).replace(r"\ ", r"\s+").replace(":", r"\s*:") for text in texts
+    ]
+    expect(part).to_contain_text(
+        re.compile(".*".join(spaced), re.DOTALL), use_inner_text=True
+    )
 
 
 def see_images(part, name, count, width):
@@ -61,7 +81,10 @@ def see_images(part, name, count, width):
     expect(images).to_have_count(count)
     for image in images.all():
         expect(image).to_be_visible()
-        assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > width
+        assert (
+            image.evaluate("image => image.decode().then(() => image.naturalWidth)")
+            > width
+        )
 
 
 def save_picture(main, name, last):
@@ -73,20 +96,31 @@ def save_picture(main, name, last):
         main.page.screenshot(path=helpers.ROOT / "tests" / "images" / name, clip=clip)
 
 
-def test_the_printed_links_and_readmes_way_lead_to_the_runs_and_to_the_registry(page, links):
+def test_the_printed_links_and_readmes_way_lead_to_the_runs_and_to_the_registry(
+    page, links
+):
     look, main = helpers.section("Look at the runs"), page.get_by_role("main")
-    for name, title in [("lbfgs, C=1",) * 2, ("newton-cg, C=10",) * 2, ("experiment", "Overview")]:
+    for name, title in [
+        ("lbfgs, C=1",) * 2,
+        ("newton-cg, C=10",) * 2,
+        ("experiment", "Overview"),
+    ]:
         page.goto(links[name])
         see(main, "mlflow quickstart", title)
     page.goto(links["home"])
-    way = [("Model training", "Recent Experiments"), ("mlflow quickstart", "lbfgs, C=1")]
+    way = [
+        ("Model training", "Recent Experiments"),
+        ("mlflow quickstart", "lbfgs, C=1"),
+    ]
     for step, shown in [*way, ("Model registry", "Registered Models")]:
         assert f"*{step}*" in look
         page.get_by_text(step, exact=True).first.click()
         see(main, shown)
 
 
-def test_the_list_of_runs_shows_accuracy_and_log_loss_once_columns_are_chosen(page, links):
+def test_the_list_of_runs_shows_accuracy_and_log_loss_once_columns_are_chosen(
+    page, links
+):
     page.set_viewport_size({"width": 1600, "height": 1200})  # the new columns come last
     main = open_page(page, f"{links['experiment']}/runs")
     see(main, "newton-cg, C=10", "lbfgs, C=1")  # what can be chosen depends on them
@@ -94,14 +128,42 @@ def test_the_list_of_runs_shows_accuracy_and_log_loss_once_columns_are_chosen(pa
     for column in ["accuracy", "log_loss"]:
         page.get_by_role("dialog").get_by_text(column, exact=True).click()
     page.keyboard.press("Escape")
-    see(main, "accuracy log_loss", "newton-cg, C=10", "lbfgs, C=1", "1 0.0758", "0.9666", "0.1589")
+    see(
+        main,
+        "accuracy log_loss",
+        "newton-cg, C=10",
+        "lbfgs, C=1",
+        "1 0.0758",
+        "0.9666",
+        "0.1589",
+    )
 
 
-def test_the_page_of_a_run_shows_what_was_logged_and_the_figure_as_an_image(page, links):
+def test_the_page_of_a_run_shows_what_was_logged_and_the_figure_as_an_image(
+    page, links
+):
     main = open_page(page, links["lbfgs, C=1"])
-    see(main, "lbfgs, C=1", "Metrics (2)", "accuracy 0.9666", "log_loss 0.1589", "Parameters (4)")
-    see(main, "solver lbfgs", "C 1.0", "max_iter 1000", "random_state 42", "Status Finished")
-    see(main, "Datasets iris-train (d0862a25)", "Tags training info: Logistic regression on Iris")
+    see(
+        main,
+        "lbfgs, C=1",
+        "Metrics (2)",
+        "accuracy 0.9666",
+        "log_loss 0.1589",
+        "Parameters (4)",
+    )
+    see(
+        main,
+        "solver lbfgs",
+        "C 1.0",
+        "max_iter 1000",
+        "random_state 42",
+        "Status Finished",
+    )
+    see(
+        main,
+        "Datasets iris-train (d0862a25)",
+        "Tags training info: Logistic regression on Iris",
+    )
     see(main, "task: classification", "Registered models tracking_quick_start v1")
     save_picture(main, "mlflow-run.png", main.locator(":has(> [role=table])").last)
     page.get_by_role("tab", name="Artifacts").click()
@@ -109,15 +171,38 @@ def test_the_page_of_a_run_shows_what_was_logged_and_the_figure_as_an_image(page
     see_images(main, "confusion_matrix.png", count=1, width=400)
 
 
-def test_the_registered_model_shows_its_versions_and_the_champion_its_signature(page, links):
+def test_the_registered_model_shows_its_versions_and_the_champion_its_signature(
+    page, links
+):
     main = open_page(page, f"{links['home']}/#/models/{helpers.NAME}")
-    see(main, helpers.NAME, "Description", "Species of an Iris flower from four measurements")
-    see(main, "Version 2", "validation: passed", "@ champion", "Logistic regression on Iris w")
+    see(
+        main,
+        helpers.NAME,
+        "Description",
+        "Species of an Iris flower from four measurements",
+    )
+    see(
+        main,
+        "Version 2",
+        "validation: passed",
+        "@ champion",
+        "Logistic regression on Iris w",
+    )
     main.get_by_role("link", name="Version 2").click()
     for group in ["Inputs (4)", "Outputs (1)"]:
         main.get_by_role("row", name=group).click()
-    see(main, "Version 2", "Source Run: newton-cg, C=10", "Source Model: model", "@ champion")
-    see(main, "Logistic regression on Iris with ten times less regularization", "validation passed")
+    see(
+        main,
+        "Version 2",
+        "Source Run: newton-cg, C=10",
+        "Source Model: model",
+        "@ champion",
+    )
+    see(
+        main,
+        "Logistic regression on Iris with ten times less regularization",
+        "validation passed",
+    )
     names = ["sepal length", "sepal width", "petal length", "petal width"]
     inputs = [f"{name} (cm) (required) double" for name in names]
     see(main, "Inputs (4)", *inputs, "Outputs (1) species (required) string")
@@ -129,28 +214,50 @@ def test_in_jupyterlab_run_all_finishes_and_does_so_again_after_a_restart(page, 
     last = max(cell.get("execution_count", 0) for cell in helpers.notebook().cells)
     uri, lab, log = helpers.loopback(), helpers.loopback(), folder / "lab.log"
     options = "--allow-root --no-browser --IdentityProvider.token=local --port"
-    command = [sys.executable, "-m", "jupyterlab", *options.split(), helpers.port_of(lab)]
-    env = os.environ | {"MLFLOW_TRACKING_URI": uri, "JUPYTER_CONFIG_DIR": f"{folder}/config"}
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        *options.split(),
+        helpers.port_of(lab),
+    ]
+    env = os.environ | {
+        "MLFLOW_TRACKING_URI": uri,
+        "JUPYTER_CONFIG_DIR": f"{folder}/config",
+    }
     with helpers.running(command, f"{lab}/api", log, cwd=folder, env=env):
         page.goto(f"{lab}/lab/tree/project.ipynb?token=local")
         main = page.get_by_role("main")
         see_images(main, "MLflow", count=2, width=1000)
-        for item, version in [("Run All Cells", 2), ("Restart Kernel and Run All Cells…", 4)]:
+        for item, version in [
+            ("Run All Cells", 2),
+            ("Restart Kernel and Run All Cells…", 4),
+        ]:
             page.get_by_role("menuitem", name="Run", exact=True).click()
             page.get_by_role("menuitem", name=item, exact=True).click()
             if "Restart" in item:
                 page.get_by_role("button", name="Confirm Kernel Restart").click()
             expect(main.get_by_text("[*]:").first).to_be_visible()
             expect(main.get_by_text("[*]:")).to_have_count(0, timeout=180_000)
-            for text in [f"[{last}]:", f"Logging to {uri}", f"Version {version} is the champion"]:
+            for text in [
+                f"[{last}]:",
+                f"Logging to {uri}",
+                f"Version {version} is the champion",
+            ]:
                 expect(main.get_by_text(text)).to_be_visible()
 
 
-@pytest.mark.parametrize("template", ["lab", "classic"])  # nbviewer shows the classic one
+@pytest.mark.parametrize(
+    "template", ["lab", "classic"]
+)  # nbviewer shows the classic one
 @pytest.mark.parametrize("width", [390, 1280], ids=["phone", "desktop"])
-def test_the_rendered_notebook_carries_its_pictures_and_fits_the_screen(page, template, width):
+def test_the_rendered_notebook_carries_its_pictures_and_fits_the_screen(
+    page, template, width
+):
     exporter = HTMLExporter(template_name=template, embed_images=True)
     page.set_viewport_size({"width": width, "height": 800})
-    page.set_content(exporter.from_filename(helpers.ROOT / "project.ipynb")[0])  # in no folder
+    page.set_content(
+        exporter.from_filename(helpers.ROOT / "project.ipynb")[0]
+    )  # in no folder
     see_images(page, "MLflow", count=2, width=1000)
     assert page.evaluate("document.documentElement.scrollWidth") <= width

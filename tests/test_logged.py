@@ -46,14 +46,18 @@ def run(client, version):
 def model_folder(client, version, tmp_path_factory):
     mlflow.set_tracking_uri(client.tracking_uri)
     folder = tmp_path_factory.mktemp("model")
-    return Path(mlflow.artifacts.download_artifacts(version.source, dst_path=str(folder)))
+    return Path(
+        mlflow.artifacts.download_artifacts(version.source, dst_path=str(folder))
+    )
 
 
 @pytest.fixture(scope="module")
 def split():
     iris = load_iris(as_frame=True)
     species = pd.Series(iris.target_names[iris.target], name="species")
-    return train_test_split(iris.data, species, test_size=0.2, random_state=42, stratify=species)
+    return train_test_split(
+        iris.data, species, test_size=0.2, random_state=42, stratify=species
+    )
 
 
 def test_an_execution_makes_two_finished_runs_in_its_experiment_and_no_other(client):
@@ -75,10 +79,14 @@ def test_a_run_has_its_name_parameters_tags_and_confusion_matrix(client, run, nu
     assert artifact.path == "confusion_matrix.png"
 
 
-def test_the_metrics_are_those_of_the_registered_model_on_the_shared_test_set(client, run, split):
+def test_the_metrics_are_those_of_the_registered_model_on_the_shared_test_set(
+    client, run, split
+):
     mlflow.set_tracking_uri(client.tracking_uri)
     _, X_test, _, y_test = split
-    model = mlflow.sklearn.load_model(f"models:/{run.outputs.model_outputs[0].model_id}")
+    model = mlflow.sklearn.load_model(
+        f"models:/{run.outputs.model_outputs[0].model_id}"
+    )
     accuracy = accuracy_score(y_test, model.predict(X_test))
     loss = log_loss(y_test, model.predict_proba(X_test))
     assert run.data.metrics == pytest.approx({"accuracy": accuracy, "log_loss": loss})
@@ -97,16 +105,24 @@ def test_a_run_names_the_data_that_it_was_trained_and_tested_on(run, split):
 
 def test_a_model_carries_requirements_txt(model_folder):
     def requirements(path):
-        lines = [line for line in path.read_text().splitlines() if line and line[0] != "#"]
-        return [str(Requirement(line)) for line in lines]  # MLflow writes markers otherwise
+        lines = [
+            line for line in path.read_text().splitlines() if line and line[0] != "#"
+        ]
+        return [
+            str(Requirement(line)) for line in lines
+        ]  # MLflow writes markers otherwise
 
     logged = requirements(model_folder / "requirements.txt")
     assert logged == requirements(ROOT / "requirements.txt")
 
 
-def test_a_guess_that_succeeds_names_what_is_imported_and_not_what_that_pulls_in(split, tmp_path):
+def test_a_guess_that_succeeds_names_what_is_imported_and_not_what_that_pulls_in(
+    split, tmp_path
+):
     X_train, _, y_train, _ = split
-    mlflow.sklearn.save_model(LogisticRegression(max_iter=1000).fit(X_train, y_train), tmp_path)
+    mlflow.sklearn.save_model(
+        LogisticRegression(max_iter=1000).fit(X_train, y_train), tmp_path
+    )
     lines = (tmp_path / "requirements.txt").read_text().splitlines()
     names = {Requirement(line).name for line in lines}
     assert names >= {"scikit-learn", "skops", "numpy", "scipy", "pandas"}
@@ -117,13 +133,17 @@ def test_a_model_has_a_signature_and_an_input_example(model_folder, split):
     signature = mlflow.models.Model.load(model_folder).signature
     columns = [(spec.name, spec.type.name, spec.required) for spec in signature.inputs]
     assert columns == [(name, "double", True) for name in split[0].columns]
-    assert [(spec.name, spec.type.name) for spec in signature.outputs] == [("species", "string")]
+    assert [(spec.name, spec.type.name) for spec in signature.outputs] == [
+        ("species", "string")
+    ]
     example = json.loads((model_folder / "serving_input_example.json").read_text())
     expected = split[1].head(3).reset_index(drop=True)
     assert pd.DataFrame(**example["dataframe_split"]).equals(expected)
 
 
-def test_a_version_says_where_it_comes_from_and_what_it_is(client, run, version, number):
+def test_a_version_says_where_it_comes_from_and_what_it_is(
+    client, run, version, number
+):
     assert version.source == f"models:/{run.outputs.model_outputs[0].model_id}"
     assert version.description == RUNS[number][2]
     assert version.tags == ({"validation": "passed"} if number == "2" else {})

@@ -23,18 +23,38 @@ MOTO = "-m uv tool run --quiet --from moto[server]==5.2.5 moto_server --host 127
 @pytest.fixture(scope="module")
 def postgres():
     """What PostgreSQL's administrator has in the environment, and a way to crash and restart it."""
-    pg_ctl = shutil.which("pg_ctl") or max(glob("/usr/lib/postgresql/*/bin/pg_ctl"), default=None)
-    helpers.need(pg_ctl, "no PostgreSQL on this machine: Debian's package is postgresql")
-    user = {} if os.getuid() else {"user": "postgres", "group": "postgres", "extra_groups": []}
+    pg_ctl = shutil.which("pg_ctl") or max(
+        glob("/usr/lib/postgresql/*/bin/pg_ctl"), default=None
+    )
+    helpers.need(
+        pg_ctl, "no PostgreSQL on this machine: Debian's package is postgresql"
+    )
+    user = (
+        {}
+        if os.getuid()
+        else {"user": "postgres", "group": "postgres", "extra_groups": []}
+    )
     with tempfile.TemporaryDirectory() as folder:
-        shutil.chown(folder, user.get("user", os.getuid()))  # PostgreSQL refuses to run as root
+        shutil.chown(
+            folder, user.get("user", os.getuid())
+        )  # PostgreSQL refuses to run as root
         port = helpers.port_of(helpers.loopback())
 
         def control(action, *options):
-            command = [pg_ctl, action, "-s", "-D", f"{folder}/data", "-l", f"{folder}/log"]
+            command = [
+                pg_ctl,
+                action,
+                "-s",
+                "-D",
+                f"{folder}/data",
+                "-l",
+                f"{folder}/log",
+            ]
             subprocess.run([*command, *options], cwd=folder, check=True, **user)
 
-        control("init", "-o", "-U postgres --auth-local trust --auth-host scram-sha-256")
+        control(
+            "init", "-o", "-U postgres --auth-local trust --auth-host scram-sha-256"
+        )
         control("start", "-o", f"-h 127.0.0.1 -p {port} -k {folder}")
         env = {"PGHOST": folder, "PGPORT": port, "PGUSER": "postgres"}
         yield env, lambda: control("restart", "-m", "immediate")
@@ -47,7 +67,9 @@ def team(tmp_path_factory, postgres):
     database, install, serve, use = helpers.commands("A team's server")
     folder = tmp_path_factory.mktemp("team")
     address, store = helpers.loopback(), helpers.loopback()
-    public = re.search(r"`(--allowed-hosts [^`]+)`", helpers.section("A team's server"))[1]
+    public = re.search(
+        r"`(--allowed-hosts [^`]+)`", helpers.section("A team's server")
+    )[1]
     account = dict(re.findall(r"export (\w+)=(.+)", use))
     assert account.pop("MLFLOW_TRACKING_URI") == "http://127.0.0.1:5000"
     administrator, restart_postgres = postgres
@@ -59,9 +81,17 @@ def team(tmp_path_factory, postgres):
         requests.put(f"{store}/mlflow", timeout=30).raise_for_status()  # the bucket
 
         def start():
-            command = f"{serve.strip()} {public}".replace("http://127.0.0.1:9000", store)
-            where = {"url": f"{address}/health", "log": folder / "server.log", "cwd": folder}
-            return stack.enter_context(helpers.running(["bash", "-ec", command], env=env, **where))
+            command = f"{serve.strip()} {public}".replace(
+                "http://127.0.0.1:9000", store
+            )
+            where = {
+                "url": f"{address}/health",
+                "log": folder / "server.log",
+                "cwd": folder,
+            }
+            return stack.enter_context(
+                helpers.running(["bash", "-ec", command], env=env, **where)
+            )
 
         def crash():
             os.killpg(server.pid, signal.SIGKILL)
@@ -70,12 +100,18 @@ def team(tmp_path_factory, postgres):
             start()
 
         server = start()
-        yield SimpleNamespace(address=address, account=account, store=store, crash=crash)
+        yield SimpleNamespace(
+            address=address, account=account, store=store, crash=crash
+        )
 
 
-@pytest.mark.parametrize("wrong", [{"PASSWORD": "wrong"}, {"USERNAME": None, "PASSWORD": None}])
+@pytest.mark.parametrize(
+    "wrong", [{"PASSWORD": "wrong"}, {"USERNAME": None, "PASSWORD": None}]
+)
 def test_without_the_password_it_stops_before_it_logs_anything(team, tmp_path, wrong):
-    account = team.account | {f"MLFLOW_TRACKING_{name}": value for name, value in wrong.items()}
+    account = team.account | {
+        f"MLFLOW_TRACKING_{name}": value for name, value in wrong.items()
+    }
     with helpers.kernel(tmp_path, team.address, **account) as run:
         run(last="lock-read")
         assert "401" in helpers.refusal(run, "connect")
@@ -91,13 +127,19 @@ def test_a_browser_that_came_by_the_public_address_may_list_the_runs(team):
     assert requests.post(runs, headers=headers, timeout=30, **asked).ok
 
 
-def test_what_was_logged_is_in_the_store_and_outlives_a_crash_of_the_servers(team, tmp_path):
+def test_what_was_logged_is_in_the_store_and_outlives_a_crash_of_the_servers(
+    team, tmp_path
+):
     with helpers.kernel(tmp_path, team.address, **team.account) as run:
-        assert not [n for n in psutil.Process(run.pid).environ() if n.startswith("AWS_")]
+        assert not [
+            n for n in psutil.Process(run.pid).environ() if n.startswith("AWS_")
+        ]
         run(last="compare-runs")
         team.crash()
         assert "champion" in helpers.output(run("reload-models"), "list-versions")
-    stored = re.findall("<Key>artifacts/(.*?)<", requests.get(f"{team.store}/mlflow").text)
+    stored = re.findall(
+        "<Key>artifacts/(.*?)<", requests.get(f"{team.store}/mlflow").text
+    )
     assert sum(name.endswith("/model.skops") for name in stored) == 2
     assert sum(name.endswith("/confusion_matrix.png") for name in stored) == 2
     assert not list(tmp_path.glob("ml*"))

@@ -11,9 +11,13 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
     with mlflow_server(folder) as address, kernel(folder / "notebook", address) as run:
         run("settings", "plot-mistakes")
-        (folder / "notebook" / "mlflow.py").touch()  # which the environment must not find
+        (
+            folder / "notebook" / "mlflow.py"
+        ).touch()  # which the environment must not find
         run.client = mlflow.MlflowClient(address)
-        ids = [run.client.get_model_version(NAME, n).source.split("/")[-1] for n in "12"]
+        ids = [
+            run.client.get_model_version(NAME, n).source.split("/")[-1] for n in "12"
+        ]
         run.models = [next(folder.rglob(model_id)) / "artifacts" for model_id in ids]
         yield run
 
@@ -42,13 +46,27 @@ def test_the_model_that_answers_in_the_end_is_the_one_with_the_alias(run):
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
-        ("requirements.txt", b"mlflow==3.17.2\nmlflow==0.0.1", "mlflow==0.0.1"),  # cannot be built
-        ("requirements.txt", b"packaging", "No module named 'mlflow'"),  # nothing but the list
+        (
+            "requirements.txt",
+            b"mlflow==3.17.2\nmlflow==0.0.1",
+            "mlflow==0.0.1",
+        ),  # cannot be built
+        (
+            "requirements.txt",
+            b"packaging",
+            "No module named 'mlflow'",
+        ),  # nothing but the list
         ("model.skops", b"nothing", "CalledProcessError: Command"),  # no answer
-        ("model.skops", None, "AssertionError: The answers differ"),  # those of version 1
+        (
+            "model.skops",
+            None,
+            "AssertionError: The answers differ",
+        ),  # those of version 1
     ],
 )
-def test_a_version_is_not_promoted_if_its_own_environment_fails(run, file, content, words):
+def test_a_version_is_not_promoted_if_its_own_environment_fails(
+    run, file, content, words
+):
     path = run.models[1] / file
     before = path.read_bytes()
     path.write_bytes(content or (run.models[0] / file).read_bytes())
