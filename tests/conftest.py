@@ -78,7 +78,7 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     items.sort(
-        key=lambda item: item.path.name == "test_executions.py"
+        key=lambda item: item.path.name == "test_exercises.py"
     )  # the others count runs
 
 

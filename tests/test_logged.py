@@ -17,12 +17,12 @@ RUNS = {  # by version: the run's name, its parameters, the tag "training info"
     "1": (
         "lbfgs, C=1",
         {"solver": "lbfgs", "C": "1.0", "max_iter": "1000", "random_state": "42"},
-        "Logistic regression on Iris with scikit-learn's default regularization",
+        "Logistic regression with scikit-learn's default regularization",
     ),
     "2": (
         "newton-cg, C=10",
         {"solver": "newton-cg", "C": "10.0", "max_iter": "1000", "random_state": "7"},
-        "Logistic regression on Iris with ten times less regularization",
+        "Logistic regression with ten times less regularization",
     ),
 }
 
@@ -75,6 +75,7 @@ def test_a_run_has_its_name_parameters_tags_and_confusion_matrix(client, run, nu
     assert run.info.run_name == name
     assert run.data.params == params
     assert own_tags == {"training info": training_info, "task": "classification"}
+    assert run.data.tags["mlflow.source.name"] == "project.ipynb"
     (artifact,) = client.list_artifacts(run.info.run_id)
     assert artifact.path == "confusion_matrix.png"
 
@@ -90,6 +91,16 @@ def test_the_metrics_are_those_of_the_registered_model_on_the_shared_test_set(
     accuracy = accuracy_score(y_test, model.predict(X_test))
     loss = log_loss(y_test, model.predict_proba(X_test))
     assert run.data.metrics == pytest.approx({"accuracy": accuracy, "log_loss": loss})
+
+
+def test_the_metrics_say_of_which_model_and_on_which_data_they_are(client, run, split):
+    (output,) = run.outputs.model_outputs
+    test_data = mlflow.data.from_pandas(split[1].join(split[3]), targets="species")
+    metrics = client.get_logged_model(output.model_id).metrics
+    assert {(m.key, m.dataset_name, m.dataset_digest) for m in metrics} == {
+        ("accuracy", "iris-test", test_data.digest),
+        ("log_loss", "iris-test", test_data.digest),
+    }
 
 
 def test_a_run_names_the_data_that_it_was_trained_and_tested_on(run, split):
@@ -133,9 +144,9 @@ def test_a_model_has_a_signature_and_an_input_example(model_folder, split):
     signature = mlflow.models.Model.load(model_folder).signature
     columns = [(spec.name, spec.type.name, spec.required) for spec in signature.inputs]
     assert columns == [(name, "double", True) for name in split[0].columns]
-    assert [(spec.name, spec.type.name) for spec in signature.outputs] == [
-        ("species", "string")
-    ]
+    model = mlflow.pyfunc.load_model(str(model_folder))
+    returned = mlflow.models.infer_signature(split[1], model.predict(split[1])).outputs
+    assert signature.outputs == returned  # what the model returns, not the labels
     example = json.loads((model_folder / "serving_input_example.json").read_text())
     expected = split[1].head(3).reset_index(drop=True)
     assert pd.DataFrame(**example["dataframe_split"]).equals(expected)

@@ -1,19 +1,20 @@
-"""The cells that find, start and await the server, met with every neighbour they may find."""
+"""The server that the notebook starts for itself, and the one that its reader names."""
 
+import json
 import os
 import signal
 import socket
 import sqlite3
-import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 
 import helpers
 import mlflow
 import psutil
 import pytest
-from helpers import FIRST, SECOND, kernel, loopback, mlflow_server, output, refusal
+from helpers import kernel, loopback, mlflow_server, output, refusal
 from werkzeug.exceptions import Unauthorized
 from werkzeug.middleware.http_proxy import ProxyMiddleware
 from werkzeug.serving import make_server
@@ -42,16 +43,17 @@ def token_proxy(address):
         thread.join()
 
 
-def start(run):
-    """Run the cells that find, start and await the server; return what the last one printed."""
-    run("settings", "import-libraries")
-    return output(run("connect", "connect"), "connect")
+def connect(run):
+    """Run the cells that start and await the server; return the address that it logs to."""
+    run("start-server", "import-libraries")
+    run("connect", "connect")
+    return output(run.notebook, "connect").split()[-1]
 
 
-def refused(folder, address, **env):
+def no_answer(folder, address, **env):
     """Return what the first cell that needs the server shows, and after how many seconds."""
     with kernel(folder, address, **env) as run:
-        run("settings", "import-libraries")
+        run("start-server", "import-libraries")
         started = time.monotonic()
         return refusal(run, "connect"), time.monotonic() - started
 
@@ -60,89 +62,153 @@ def experiments(address):
     return sorted(e.name for e in mlflow.MlflowClient(address).search_experiments())
 
 
+def server_of(run):
+    """Return the processes that the kernel has started, and theirs."""
+    return psutil.Process(run.pid).children(recursive=True)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """The notebook's own server after a first run, while the reader has a team's variables set."""
+    folder = tmp_path_factory.mktemp("own")
+    (decoy := folder / "decoy").mkdir()
+    (mlruns := folder / "notebook" / "mlruns" / "0").mkdir(parents=True)
+    (mlruns / "meta.yaml").write_text("experiment_id: '0'\nname: Default\n")
+    stores = ["BACKEND_STORE_URI", "REGISTRY_STORE_URI", "REGISTRY_URI"]
+    team = {name: f"sqlite:///{decoy / name}.db" for name in stores}
+    team |= dict.fromkeys(
+        ["ARTIFACTS_DESTINATION", "DEFAULT_ARTIFACT_ROOT"], decoy.as_uri()
+    )
+    team |= {"HOST": "0.0.0.0", "APP_NAME": "basic-auth", "STATIC_PREFIX": "/team"}
+    team = {f"MLFLOW_{name}": value for name, value in team.items()}
+    with kernel(folder / "notebook", None, **team) as run:
+        run("start-server", "run-lbfgs")
+        address = output(run.notebook, "connect").split()[-1]
+        connections = [c for p in server_of(run) for c in p.net_connections()]
+        yield SimpleNamespace(
+            address=address,
+            client=mlflow.MlflowClient(address),
+            listening={c.laddr for c in connections if c.status == "LISTEN"},
+            folder=folder / "notebook",
+            decoy=decoy,
+        )
+
+
 @not_windows
-def test_where_nobody_listens_it_starts_a_server_that_ends_with_the_kernel(tmp_path):
-    (tmp_path / "mlruns" / "0").mkdir(
-        parents=True
-    )  # an old project's records do no harm
-    (tmp_path / "mlruns" / "0" / "meta.yaml").write_text(
-        "experiment_id: '0'\nname: Default\n"
-    )
-    with kernel(tmp_path, address := loopback()) as run:
-        assert address in start(run)
-        server = psutil.Process(run.pid).children(recursive=True)
-        connections = [c for process in server for c in process.net_connections()]
-        listening = {c.laddr for c in connections if c.status == "LISTEN"}
-        assert listening == {("127.0.0.1", int(helpers.port_of(address)))}
-        assert {path.name for path in tmp_path.iterdir()} >= {
-            "mlflow.db",
-            "mlflow-server.log",
-        }
-        with kernel(tmp_path / "another folder", address) as second:
-            start(second)
-        assert helpers.taken(address), "a second kernel stopped the server"
-    assert psutil.wait_procs(server, timeout=10)[1] == [], (
-        "the server outlives its kernel"
-    )
+def test_only_this_machine_reaches_its_own_server_whatever_host_is_exported(own):
+    assert own.listening == {("127.0.0.1", int(helpers.port_of(own.address)))}
 
 
-def test_its_own_server_keeps_away_from_the_stores_of_a_teams_variables(tmp_path):
-    decoy = tmp_path / "decoy"
-    decoy.mkdir()
-    store, folder = f"sqlite:///{decoy / 'team.db'}", decoy.as_uri()
-    team = {
-        "BACKEND_STORE_URI": store,
-        "REGISTRY_STORE_URI": store,
-        "REGISTRY_URI": store,
-    }
-    team |= {
-        "ARTIFACTS_DESTINATION": folder,
-        "DEFAULT_ARTIFACT_ROOT": folder,
-        "HOST": "0.0.0.0",
-    }
-    team = {f"MLFLOW_{key}": value for key, value in team.items()}
-    with kernel(tmp_path / "notebook", address := loopback(), **team) as run:
-        run("settings", "run-lbfgs")
-        assert mlflow.MlflowClient(address).get_model_version(helpers.NAME, "1")
-    assert list(decoy.iterdir()) == []
-    assert list((tmp_path / "notebook" / "mlartifacts").rglob("model.skops"))
+def test_its_database_is_beside_the_notebook_whatever_store_is_exported(own):
+    with sqlite3.connect(own.folder / "mlflow.db") as database:
+        names = database.execute("SELECT name FROM registered_models").fetchall()
+    assert names == [(helpers.NAME,)]
+    assert [path.name for path in own.decoy.iterdir()] == []
+
+
+def test_its_models_are_beside_the_notebook_whatever_destination_is_exported(own):
+    assert list((own.folder / "mlartifacts").rglob("model.skops"))
+    assert list((own.folder / "mlartifacts").rglob("confusion_matrix.png"))
+
+
+def test_its_registry_is_its_own_whatever_registry_is_exported(own):
+    assert own.client.get_model_version(helpers.NAME, "1").run_id
+
+
+@not_windows
+def test_an_interrupt_spares_it_a_death_is_mended_and_it_ends_with_the_kernel(tmp_path):
+    with kernel(tmp_path, None) as run:
+        run("start-server", "start-server")
+        first = server_of(run)
+        os.killpg(os.getpgid(run.pid), signal.SIGINT)  # what Jupyter's stop button does
+        run("start-server", "run-lbfgs")
+        assert {p.pid for p in first} <= {p.pid for p in server_of(run)}
+        for process in server_of(run):
+            process.kill()
+        assert run.add("server.wait()") == "-9"
+        shown = refusal(run, "run-newton-cg")
+        assert "Connection refused" in shown
+        run("start-server", "run-lbfgs")
+        assert "is version 2" in output(run.notebook, "run-lbfgs")  # nothing was lost
+        second = server_of(run)
+    gone, alive = psutil.wait_procs(second, timeout=10)
+    assert gone and not alive, "the server outlives its kernel"
 
 
 @pytest.mark.slow
-def test_without_an_address_it_passes_another_program_by_and_then_finds_its_server(
-    tmp_path,
-):
-    helpers.need_ports()
-    command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "5000"]
-    other = helpers.running(command, FIRST, tmp_path / "log", cwd=tmp_path)
-    with (
-        other,
-        kernel(tmp_path, None) as run,
-        kernel(tmp_path / "second", None) as second,
-    ):
-        assert start(run) == start(second) == f"Logging to {SECOND}\n"
-        assert not (tmp_path / "second" / "mlflow.db").exists()
+def test_two_notebooks_in_two_folders_keep_their_records_apart(tmp_path):
+    with ExitStack() as stack:
+        runs = [stack.enter_context(kernel(tmp_path / n, None)) for n in "ab"]
+        for run in runs:
+            run("start-server", "start-server")
+        for run in runs:
+            run("import-libraries", "run-lbfgs")
+            assert "is version 1" in output(run.notebook, "run-lbfgs")
+
+
+@pytest.mark.slow
+def test_two_notebooks_at_once_in_one_folder_both_end_if_the_error_is_heeded(tmp_path):
+    with ExitStack() as stack:
+        runs = [stack.enter_context(kernel(tmp_path, None)) for _ in "ab"]
+        for run in runs:
+            run("start-server", "start-server")  # both make the same new database
+        for run in runs:
+            run("import-libraries", "describe-datasets")
+            try:
+                run("connect", "connect")
+            except helpers.CellExecutionError:
+                shown = output(run.notebook, "connect", stderr=True)
+                assert "Run the first cell again" in shown
+                run("start-server", "connect")
+        for run in runs:
+            run("define-training", "closing")
+            assert "'champion': '" in output(run.notebook, "promote")
+
+
+def silent_listener():
+    """A program that accepts connections and never answers."""
+    return socket.create_server(("127.0.0.1", 0))
 
 
 @pytest.mark.parametrize(
     ("address", "limit"),
     [
-        ("http://mlflow.invalid:5000", 10),
+        ("http://127.0.0.1:{free}", 10),  # a tunnel that is down
+        pytest.param("http://mlflow.invalid:5000", 10, marks=pytest.mark.slow),
         pytest.param("https://127.0.0.1:{free}", 10, marks=pytest.mark.slow),
         pytest.param("http://127.0.0.1:{silent}", 60, marks=pytest.mark.slow),
     ],
 )
-def test_where_no_server_answers_the_error_names_the_address_in_time(
+def test_where_nobody_answers_the_error_names_the_address_and_nothing_is_started(
     tmp_path, address, limit
 ):
-    with socket.create_server(
-        ("127.0.0.1", 0)
-    ) as silent:  # it accepts, and never answers
-        ports = {"free": helpers.port_of(loopback()), "silent": silent.getsockname()[1]}
-        shown, seconds = refused(tmp_path, address.format(**ports))
+    with silent_listener() as silent:
+        ports = {
+            "free": helpers.port_of(loopback()),
+            "silent": silent.getsockname()[1],
+        }
+        shown, seconds = no_answer(tmp_path, address.format(**ports))
     assert address.split("/")[2].split(":")[0] in shown.split("MlflowException")[-1]
     assert seconds < limit
-    assert not (tmp_path / "mlflow.db").exists(), "it has started a server of its own"
+    assert [path.name for path in tmp_path.iterdir()] == ["requirements.txt"]
+
+
+@not_windows
+def test_settings_that_the_reader_has_exported_stay(tmp_path):
+    theirs = {
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "77",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
+        "MLFLOW_REGISTRY_URI": "http://registry.invalid",
+        "NO_PROXY": "capitals.invalid",
+    }
+    address = "http://mlflow.invalid:5000"
+    with kernel(tmp_path, address, no_proxy="small.invalid", **theirs) as run:
+        run("start-server", "start-server")
+        kept = json.loads(run.add("import json; print(json.dumps(dict(os.environ)))"))
+    assert {name: kept[name] for name in theirs} == theirs
+    hosts = {"127.0.0.1", "small.invalid", "capitals.invalid"}
+    assert set(kept["no_proxy"].split(",")) == hosts
 
 
 @pytest.mark.slow
@@ -150,13 +216,11 @@ def test_behind_a_proxy_that_asks_for_a_token_it_runs_with_it_and_logs_nothing_w
     tmp_path,
 ):
     with mlflow_server(tmp_path) as address, token_proxy(address) as proxy:
-        shown, _ = refused(tmp_path / "without", proxy)
+        shown, _ = no_answer(tmp_path / "without", proxy)
         assert "failed with error code 401" in shown
         assert experiments(address) == ["Default"]
-        notebook = helpers.execute(
-            tmp_path / "with", proxy, MLFLOW_TRACKING_TOKEN="secret"
-        )
-        assert output(notebook, "promote") == "Version 2 is the champion\n"
+        done = helpers.execute(tmp_path / "with", proxy, MLFLOW_TRACKING_TOKEN="secret")
+        assert "'champion': '2'" in output(done, "promote")
         assert experiments(address) == ["Default", helpers.EXPERIMENT]
 
 
@@ -165,50 +229,29 @@ def test_a_proxy_that_is_dead_does_not_come_between_the_notebook_and_this_machin
     tmp_path,
 ):
     proxy = {name: loopback() for name in ("HTTP_PROXY", "http_proxy")}
-    notebook = helpers.execute(
-        tmp_path, loopback(), **proxy, no_proxy=None, NO_PROXY=None
-    )
-    assert output(notebook, "promote") == "Version 2 is the champion\n"
+    done = helpers.execute(tmp_path, None, **proxy, no_proxy=None, NO_PROXY=None)
+    assert "'champion': '2'" in output(done, "promote")
 
 
 def test_if_the_server_dies_while_starting_the_error_shows_the_end_of_its_log(tmp_path):
-    with sqlite3.connect(
-        tmp_path / "mlflow.db"
-    ) as database:  # as of an unknown, later MLflow
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:  # of a later MLflow
         database.execute("CREATE TABLE alembic_version (version_num TEXT)")
         database.execute("INSERT INTO alembic_version VALUES ('later')")
-    shown, _ = refused(tmp_path, loopback())
+    shown, _ = no_answer(tmp_path, None)
     assert "Can't locate revision identified by 'later'" in shown
 
 
 @pytest.mark.slow
-def test_without_requirements_txt_it_stops_before_it_turns_to_a_server(tmp_path):
-    with kernel(tmp_path, "http://mlflow.invalid:5000") as run:
-        (tmp_path / "requirements.txt").unlink()
-        run("settings", "meet-warning")
-        assert "No such file or directory: 'requirements.txt'" in refusal(
-            run, "read-lock"
-        )
+def test_a_database_that_cannot_be_opened_ends_the_wait_within_a_minute(tmp_path):
+    (tmp_path / "mlflow.db").mkdir()
+    shown, seconds = no_answer(tmp_path, None)
+    assert "unable to open database file" in shown
+    assert seconds < 65
 
 
-@not_windows
 @pytest.mark.slow
-def test_its_own_server_outlives_an_interrupt_and_if_it_dies_run_all_starts_it_again(
-    tmp_path,
-):
-    with kernel(tmp_path, address := loopback()) as run:
-        run("settings", "start-server")
-        first = psutil.Process(run.pid).children()
-        os.killpg(os.getpgid(run.pid), signal.SIGINT)  # what Jupyter's stop button does
-        run("settings", "run-lbfgs")
-        assert (
-            psutil.Process(run.pid).children() == first
-        )  # it boots on, and no other was started
-        for process in psutil.Process(run.pid).children(recursive=True):
-            process.kill()
-        assert run.add("server.wait()") == "-9"
-        shown = refusal(run, "run-newton-cg")
-        assert helpers.port_of(address) in shown and "Connection refused" in shown
-        assert (
-            output(run(), "promote") == "Version 3 is the champion\n"
-        )  # nothing was lost
+def test_without_requirements_txt_the_error_names_the_file(tmp_path):
+    with kernel(tmp_path, None) as run:
+        run("start-server", "first-intro")
+        (tmp_path / "requirements.txt").unlink()
+        assert "requirements.txt" in refusal(run, "run-lbfgs").splitlines()[-1]

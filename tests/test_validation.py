@@ -2,7 +2,7 @@
 
 import mlflow
 import pytest
-from helpers import NAME, kernel, mlflow_server, refusal
+from helpers import NAME, kernel, loopback, mlflow_server, refusal
 
 
 @pytest.fixture(scope="module")
@@ -10,10 +10,9 @@ def run(tmp_path_factory):
     """The notebook, executed up to its plot on a server of its own; nothing is promoted."""
     folder = tmp_path_factory.mktemp("server")
     with mlflow_server(folder) as address, kernel(folder / "notebook", address) as run:
-        run("settings", "plot-mistakes")
-        (
-            folder / "notebook" / "mlflow.py"
-        ).touch()  # which the environment must not find
+        run("start-server", "tell-uv")
+        # a module of this name must not reach the fresh environment
+        (folder / "notebook" / "mlflow.py").touch()
         run.client = mlflow.MlflowClient(address)
         ids = [
             run.client.get_model_version(NAME, n).source.split("/")[-1] for n in "12"
@@ -46,22 +45,14 @@ def test_the_model_that_answers_in_the_end_is_the_one_with_the_alias(run):
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
-        (
-            "requirements.txt",
-            b"mlflow==3.17.2\nmlflow==0.0.1",
-            "mlflow==0.0.1",
-        ),  # cannot be built
-        (
-            "requirements.txt",
-            b"packaging",
-            "No module named 'mlflow'",
-        ),  # nothing but the list
-        ("model.skops", b"nothing", "CalledProcessError: Command"),  # no answer
-        (
-            "model.skops",
-            None,
-            "AssertionError: The answers differ",
-        ),  # those of version 1
+        # it cannot be built
+        ("requirements.txt", b"mlflow==3.17.2\nmlflow==0.0.1", "mlflow==0.0.1"),
+        # nothing but the list is in it
+        ("requirements.txt", b"packaging", "No module named 'mlflow'"),
+        # it gives no answer
+        ("model.skops", b"nothing", "CalledProcessError: Command"),
+        # it gives the answers of version 1
+        ("model.skops", None, "AssertionError: The answers differ"),
     ],
 )
 def test_a_version_is_not_promoted_if_its_own_environment_fails(
@@ -77,10 +68,26 @@ def test_a_version_is_not_promoted_if_its_own_environment_fails(
 
 def test_without_a_network_uv_says_so_and_nothing_is_promoted(run, tmp_path):
     run.add(f"os.environ.update(UV_OFFLINE='1', UV_CACHE_DIR={str(tmp_path)!r})")
-    assert "network was disabled" in refused(run)
+    shown = refused(run)
     run.add("del os.environ['UV_OFFLINE'], os.environ['UV_CACHE_DIR']")
+    assert "network was disabled" in shown
 
 
-def test_with_everything_in_place_again_the_version_is_promoted(run):
+def test_uv_asks_the_index_that_pip_is_told_of(run, tmp_path):
+    index = f"{loopback()}/simple"  # nobody listens there
+    run.add(
+        f"os.environ.update(PIP_INDEX_URL={index!r}, UV_CACHE_DIR={str(tmp_path)!r})"
+    )
+    run("tell-uv", "tell-uv")
+    shown = refused(run)
+    run.add("del os.environ['PIP_INDEX_URL'], os.environ['UV_CACHE_DIR']")
+    run.add("del os.environ['UV_DEFAULT_INDEX']")
+    assert index in shown
+
+
+def test_with_everything_in_place_the_version_is_promoted(run):
     run("validate", "use-champion")
     assert run.client.get_model_version_by_alias(NAME, "champion").version == "2"
+    assert run.client.get_model_version(NAME, "2").tags == {"validation": "passed"}
+    run.client.delete_registered_model_alias(NAME, "champion")
+    run.client.delete_model_version_tag(NAME, "2", "validation")
