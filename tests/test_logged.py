@@ -144,9 +144,8 @@ def test_a_model_has_a_signature_and_an_input_example(model_folder, split):
     signature = mlflow.models.Model.load(model_folder).signature
     columns = [(spec.name, spec.type.name, spec.required) for spec in signature.inputs]
     assert columns == [(name, "double", True) for name in split[0].columns]
-    model = mlflow.pyfunc.load_model(str(model_folder))
-    returned = mlflow.models.infer_signature(split[1], model.predict(split[1])).outputs
-    assert signature.outputs == returned  # what the model returns, not the labels
+    outputs = [(spec.name, spec.type.name) for spec in signature.outputs]
+    assert outputs == [(None, "string")]  # what the model returns; labels have a name
     example = json.loads((model_folder / "serving_input_example.json").read_text())
     expected = split[1].head(3).reset_index(drop=True)
     assert pd.DataFrame(**example["dataframe_split"]).equals(expected)

@@ -1,56 +1,83 @@
-"""README's commands, run as they stand there."""
+"""README's commands, run as they stand there, and the errors that it quotes."""
 
+import html
 import os
 import re
+import signal
 import subprocess
 import sys
 
 import helpers
+import mlflow
 import nbformat
+import psutil
 import pytest
 from helpers import (
-    FIRST,
     SCRIPTS,
+    cell,
     commands,
+    kernel,
     loopback,
-    need_ports,
+    mlflow_server,
+    output,
     port_of,
+    refusal,
     section,
     shell,
 )
-from test_server import experiments, refused, start
 
 pytestmark = pytest.mark.slow
+ADDRESS = "http://127.0.0.1:5000"  # the one that README shows
+QUOTED = re.compile(r"^- \*\*(?:uv: )?`(.+?)`(?:, `(.+?)`)?:\*\*", re.MULTILINE)
 
 
-def test_jupyter_and_both_commands_work_also_beside_a_pip_that_no_index_has(folder):
-    need_ports()
-    (run,), (test,) = commands("Run it"), commands("Test it")
-    clone, *install, lab = commands("In Jupyter")[0].splitlines()
-    assert clone.startswith("git clone ADDRESS") and lab == "jupyter lab project.ipynb"
+def quoted(words):
+    """Return README's words for an error that holds them: it must quote some."""
+    troubles = section("When something goes wrong") + section("More troubles")
+    (found,) = [q for pair in QUOTED.findall(troubles) for q in pair if words in q]
+    return found.split("…")
+
+
+def with_address(command, address, name="http://127.0.0.1:5000"):
+    """Return a command of README's with this address in the place of its own."""
+    assert name in command
+    return command.replace(name, address)
+
+
+def test_its_commands_work_in_their_order_and_also_beside_a_pip_that_no_index_has(
+    folder,
+):
+    (run,), (lab,), (test,) = map(commands, ["Run it", "In Jupyter", "Test it"])
     before = {path.name for path in folder.iterdir()}
-    shell("\n".join([*install, "jupyter lab --version"]), folder)
     shell(run, folder)
     page = (folder / "output" / "project.html").read_text(encoding="utf-8")
-    assert f"Logging to {FIRST}" in page and "Version 2 is the champion" in page
+    assert "after:  {'champion': '2'}" in html.unescape(page)
     assert "tests/images" not in page, "the pictures are not embedded"
-    (pip,) = folder.glob(".venv/lib/python*/site-packages/pip-*.dist-info/METADATA")
-    pip.write_text(
-        re.sub(r"(?m)^Version: .*", "Version: 99.9", pip.read_text(encoding="utf-8"))
-    )
-    shell(run, folder)
-    shell("grep 'Version 4 is the champion' output/project.html", folder)
-    assert "Version: 99.9" in shell(".venv/bin/python -m pip show pip", folder)
-    (clean_up,) = re.findall(r".*\*\*To clean up\*\*.*", section("More troubles"))
     left = {path.name for path in folder.iterdir()} - before
+    (clean_up,) = re.findall(r".*\*\*To clean up\*\*.*", section("More troubles"))
     assert left == set(re.findall(r"`([\w.-]+)/?`", clean_up))
-    shell(f"{test.strip()} -k project.ipynb", folder)
+    shell(re.sub(r"lab project\.ipynb$", "lab --version", lab.strip()), folder)
+    (pip,) = folder.glob(".venv/lib/python*/site-packages/pip-*.dist-info/METADATA")
+    version = re.sub(r"(?m)^Version: .*", "Version: 99.9", pip.read_text("utf-8"))
+    pip.write_text(version, encoding="utf-8")
+    shell(f"{test.strip()} -k ipynb", folder)
+    assert "Version: 99.9" in shell(".venv/bin/python -m pip show pip", folder)
 
 
 def test_the_run_command_with_uv_needs_nothing_but_uv(folder):
-    need_ports()
     run, _ = commands("Windows and uv")[0].splitlines()
-    shell(f"{run}; grep 'Version 2 is the champion' output/project.html", folder)
+    shell(f"{run}; grep -F 'after:' output/project.html", folder)
+
+
+def test_a_named_server_gets_the_records_and_no_other_is_started(folder, tmp_path):
+    (export,) = commands("Use your own server")
+    before = {path.name for path in folder.iterdir()}
+    with mlflow_server(tmp_path) as address:
+        execute = f"'{SCRIPTS}/jupyter' nbconvert --execute --to html project.ipynb"
+        shell(with_address(export, address) + execute, folder)
+        versions = mlflow.MlflowClient(address).search_model_versions()
+    assert len(versions) == 2
+    assert {path.name for path in folder.iterdir()} - before == {"project.html"}
 
 
 def test_mlflow_ui_serves_the_database_also_beside_an_old_mlruns_folder(tmp_path):
@@ -60,11 +87,10 @@ def test_mlflow_ui_serves_the_database_also_beside_an_old_mlruns_folder(tmp_path
     )
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "mlflow").symlink_to(SCRIPTS / "mlflow")
-    (look,), port = (
-        commands("Look at the runs"),
-        re.search("--port", section("More troubles"))[0],
-    )
-    look = ["bash", "-ec", f"{look.strip()} {port} {port_of(address := loopback())}"]
+    (look,) = commands("Look at the runs")
+    port = re.search("--port", section("Look at the runs"))[0]
+    address = loopback()
+    look = ["bash", "-ec", f"{look.strip()} {port} {port_of(address)}"]
     with helpers.running(look, address, tmp_path / "ui.log", cwd=tmp_path):
         assert (tmp_path / "mlflow.db").exists()
 
@@ -74,7 +100,8 @@ def test_the_champion_is_served_to_the_program_that_asks_for_it(client, tmp_path
         commands("Serve the champion", kind) for kind in ("bash", "python")
     )
     address = loopback()
-    serve = serve.replace(FIRST, client.tracking_uri).replace("5010", port_of(address))
+    serve = with_address(serve, client.tracking_uri)
+    serve = serve.replace("5010", port_of(address))
     env = os.environ | {"PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"}
     with helpers.running(
         ["bash", "-c", serve], f"{address}/ping", tmp_path / "log", env=env
@@ -84,48 +111,114 @@ def test_the_champion_is_served_to_the_program_that_asks_for_it(client, tmp_path
     assert f"# {answer}\n" in section("Serve the champion")
 
 
+def test_an_address_without_http_gives_the_error_that_readme_quotes(tmp_path):
+    with kernel(tmp_path, "127.0.0.1:5000") as run:
+        run("start-server", "import-libraries")
+        shown = refusal(run, "connect")
+    assert all(words in shown for words in quoted("maintenance mode"))
+
+
+def test_an_address_where_nobody_answers_gives_the_error_that_readme_quotes(tmp_path):
+    with kernel(tmp_path, address := loopback()) as run:
+        run("start-server", "import-libraries")
+        shown = refusal(run, "connect")
+    assert quoted("Max retries")[0] in shown and quoted("refused")[0] in shown
+    assert address in shown
+
+
+def test_a_deleted_experiment_is_named_and_readmes_command_restores_it(tmp_path):
+    (restore,) = commands("When something goes wrong")
+    with kernel(tmp_path, None) as run:
+        run("start-server", "connect")
+        address = output(run.notebook, "connect").split()[-1]
+        mlflow.MlflowClient(address).delete_experiment("1")
+        assert quoted("deleted experiment")[0] in refusal(run, "connect")
+        shell(restore.replace(".venv/bin/mlflow", f"'{SCRIPTS}/mlflow'"), tmp_path)
+        run("connect", "connect")
+
+
+def test_refused_models_give_the_error_that_readme_quotes(client, tmp_path):
+    (words,) = quoted("Deserializing")
+    setting = re.search(r"`(MLFLOW_ALLOW\w+)=(\w+)`", section("More troubles"))
+    with kernel(tmp_path, client.tracking_uri, **{setting[1]: setting[2]}) as run:
+        run("start-server", "compare-runs")
+        assert words in refusal(run, "reload-models")
+
+
+def test_a_killed_kernels_server_is_found_and_ended_as_readme_says(tmp_path):
+    (find,) = commands("More troubles")
+    with kernel(tmp_path, None) as run:
+        run("start-server", "connect")
+        address = output(run.notebook, "connect").split()[-1]
+        os.kill(run.pid, signal.SIGKILL)
+        psutil.wait_procs([psutil.Process(run.pid)], timeout=10)
+        found = shell(find, tmp_path).splitlines()
+        (line,) = [line for line in found if f"--port {port_of(address)} " in line]
+        server = psutil.Process(int(line.split()[0]))
+        processes = [server, *server.children(recursive=True)]
+        server.terminate()
+        assert psutil.wait_procs(processes, timeout=10)[1] == []
+
+
+def test_mlflows_own_call_fails_where_the_page_says_it_does(folder, client):
+    """Red when MLflow mends it: then the sentence on the page can go."""
+    (sentence,) = re.findall(r"[^.]*env_manager=\"uv\".*?\.\s", pages_text())
+    release = re.search(r"^mlflow==(.+)", (folder / "requirements.txt").read_text())
+    assert "has a space" in sentence and release
+    shell(
+        "uv venv -q --seed .venv && uv pip install -q -p .venv -r requirements.txt",
+        folder,
+    )
+    program = (
+        "import mlflow, pandas as pd; from sklearn.datasets import load_iris; "
+        "mlflow.models.predict('models:/tracking_quick_start/1', "
+        "load_iris(as_frame=True).data, env_manager='uv')"
+    )
+    command = f'MLFLOW_TRACKING_URI={client.tracking_uri} PATH="$PWD/.venv/bin:$PATH" '
+    command += f'.venv/bin/python -c "{program}" 2>&1 || true'
+    assert "can't open file" in shell(command, folder)
+
+
 @pytest.fixture(scope="module")
 def older(tmp_path_factory):
-    """The folder of an MLflow 2.16.2, installed and served at port 5000 by README's commands."""
-    need_ports()
-    folder = tmp_path_factory.mktemp("older")
+    """The folder and address of an MLflow 2.16.2, installed and served by README's commands."""
+    folder, address = tmp_path_factory.mktemp("older"), loopback()
     install, serve = commands("MLflow 2.16.2")
     shell(install, folder)
+    serve = f"{serve.strip()} --port {port_of(address)}"
     with helpers.running(
-        ["bash", "-ec", serve], f"{FIRST}/health", folder / "log", cwd=folder
+        ["bash", "-ec", serve], f"{address}/health", folder / "log", cwd=folder
     ):
-        yield folder
+        yield folder, address
 
 
-def test_an_mlflow_2_server_is_passed_by_and_at_a_given_address_refused(
-    older, tmp_path
-):
-    with helpers.kernel(tmp_path / "free", None) as run:
-        assert start(run) == f"Logging to {helpers.SECOND}\n"
-    shown, _ = refused(tmp_path / "given", FIRST)
-    assert "# 404: this server is older than MLflow 3" in shown
-    assert "logged-models/search failed with error code 404" in shown
-    assert experiments(FIRST) == ["Default"]
+def test_an_mlflow_2_server_gives_the_error_that_readme_quotes(older, tmp_path):
+    with kernel(tmp_path, older[1]) as run:
+        run("start-server", "first-intro")
+        assert quoted("logged-models")[0] in refusal(run, "run-lbfgs")
 
 
 def test_after_readmes_edits_the_notebook_runs_on_mlflow_2_16_2(older):
+    folder, address = older
     edited = helpers.notebook()
     edits = re.findall(
         r"^\| `(.+)` \| `(.+)` \|$", section("MLflow 2.16.2"), re.MULTILINE
     )
     assert len(edits) == 2
     for old, new in edits:
-        (cell,) = [c for c in edited.cells if c.cell_type == "code" and old in c.source]
-        cell.source = cell.source.replace(old, new)
-    nbformat.write(edited, older / "project.ipynb")
+        source = cell(edited, "define-training").source
+        assert source.count(old) == 1
+        cell(edited, "define-training").source = source.replace(old, new)
+    nbformat.write(edited, folder / "project.ipynb")
     command = ".venv/bin/jupyter nbconvert --execute --to notebook --output done project.ipynb"
-    shell(f"MLFLOW_TRACKING_URI={FIRST} {command}", older)
-    done = nbformat.read(older / "done.ipynb", as_version=4)
-    for cell in [
-        "compare-runs",
-        "reload-models",
-        "find-mistakes",
-        "validate",
-        "list-versions",
-    ]:
-        assert helpers.output(done, cell) == helpers.output(helpers.notebook(), cell)
+    shell(f"MLFLOW_TRACKING_URI={address} {command}", folder)
+    done = nbformat.read(folder / "done.ipynb", as_version=4)
+    same = ["compare-runs", "reload-models", "find-mistakes", "validate", "promote"]
+    for name in [*same, "list-versions"]:
+        assert output(done, name) == output(helpers.notebook(), name)
+
+
+def pages_text():
+    """Return the prose of the notebook."""
+    cells = helpers.notebook().cells
+    return "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")

@@ -153,7 +153,7 @@ def test_two_notebooks_at_once_in_one_folder_both_end_if_the_error_is_heeded(tmp
         for run in runs:
             run("start-server", "start-server")  # both make the same new database
         for run in runs:
-            run("import-libraries", "describe-datasets")
+            run("import-libraries", "split-data")
             try:
                 run("connect", "connect")
             except helpers.CellExecutionError:
@@ -204,7 +204,7 @@ def test_settings_that_the_reader_has_exported_stay(tmp_path):
     }
     address = "http://mlflow.invalid:5000"
     with kernel(tmp_path, address, no_proxy="small.invalid", **theirs) as run:
-        run("start-server", "start-server")
+        run("start-server", "import-libraries")
         kept = json.loads(run.add("import json; print(json.dumps(dict(os.environ)))"))
     assert {name: kept[name] for name in theirs} == theirs
     hosts = {"127.0.0.1", "small.invalid", "capitals.invalid"}
