@@ -210,7 +210,6 @@ def test_the_registered_model_shows_its_versions_and_the_champion_its_signature(
 
 
 def test_in_jupyterlab_run_all_finishes_and_does_so_again_after_a_restart(page, folder):
-    helpers.need(helpers.online(), helpers.NO_NETWORK)
     last = max(cell.get("execution_count", 0) for cell in helpers.notebook().cells)
     uri, lab, log = helpers.loopback(), helpers.loopback(), folder / "lab.log"
     options = "--allow-root --no-browser --IdentityProvider.token=local --port"
