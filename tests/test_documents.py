@@ -28,7 +28,8 @@ def readme():
 def prose():
     """Return the text of the guides and of the notebook, by the place where it stands."""
     texts = {
-        str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in GUIDES
+        path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+        for path in GUIDES
     }
     cells = [cell for cell in notebook().cells if cell.cell_type == "markdown"]
     return texts | {f"project.ipynb, cell {cell.id}": cell.source for cell in cells}
@@ -155,6 +156,13 @@ def test_readme_says_of_every_chosen_package_its_major_version(readme):
 def test_every_file_that_the_prose_names_exists():
     files = found(r"`((?:tests|\.ci|\.github)/[\w./-]+)", prose())
     assert [(place, name) for place, name in files if not (ROOT / name).exists()] == []
+
+
+def test_the_map_in_contributing_has_every_file_of_the_tests():
+    drawn = re.findall(
+        r"(?m)^\| `tests/(\w+\.py)` \|", prose()[".github/CONTRIBUTING.md"]
+    )
+    assert sorted(drawn) == sorted(path.name for path in ROOT.glob("tests/*.py"))
 
 
 def test_every_test_that_the_prose_names_exists():
