@@ -1,4 +1,4 @@
-"""Measure the notebook beside MLflow's defaults; print the table that README shows.
+"""Measure the notebook beside MLflow's defaults; write the table and its date into README.
 
 `.venv/bin/python tests/benchmark.py`, on Linux: medians of three rounds, the least and the greatest
 in parentheses, in turns and after a warm-up, which leaves bytecode and uv's environment behind.
@@ -6,6 +6,7 @@ in parentheses, in turns and after a warm-up, which leaves bytecode and uv's env
 
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -24,6 +25,7 @@ os.environ.pop(
 
 import psutil
 from helpers import LEAN, ROOT, kernel, loopback, mlflow_server, port_of, running
+from maintain import README, with_table
 
 
 def take_turns(*alternatives):
@@ -36,7 +38,7 @@ def take_turns(*alternatives):
 
 
 def row(what, default, ours, digits=1):
-    """Print a row of the table; the ratio is that of the medians, where there are two."""
+    """Return a row of the table; the ratio is that of the medians, where there are two."""
     columns = [
         f"{median(r):.{digits}f} ({min(r):.{digits}f}–{max(r):.{digits}f})"
         if r
@@ -44,7 +46,8 @@ def row(what, default, ours, digits=1):
         for r in (default, ours)
     ]
     columns.append(f"{median(default) / median(ours):.1f}" if default else "–")
-    print(f"| {what} | {' | '.join(columns)} |", flush=True)
+    print(what, *columns, sep=" | ", flush=True)
+    return [what, *columns]
 
 
 def start(command, **env):
@@ -97,32 +100,29 @@ def log_model():
 
 def page():
     """Execute the notebook with a server of its own; return the seconds of it and of two cells."""
-    parts = ["title digest-read", "meet-warning meet-warning", "warning-read plot-read"]
-    parts += ["validate validate", "promote-intro closing"]
+    seconds = {}
     with tempfile.TemporaryDirectory() as folder:
-        marks = [time.monotonic()]
-        with kernel(Path(folder), loopback()) as run:
-            for part in parts:
-                run(*part.split())
-                marks.append(time.monotonic())
+        started = time.monotonic()
+        with kernel(Path(folder), None) as run:
+            for cell in run.notebook.cells:
+                began = time.monotonic()
+                run(cell.id, cell.id)
+                seconds[cell.id] = time.monotonic() - began
+            whole = time.monotonic() - started
             server = psutil.Process(run.pid).children(recursive=True)
         psutil.wait_procs(server, timeout=30)
-    return marks[5] - marks[0], marks[2] - marks[1], marks[4] - marks[3]
+    return whole, seconds["meet-warning"], seconds["validate"]
 
 
-if __name__ == "__main__":
-    print(f"{date.today()}, {platform.platform()}, {os.cpu_count()} cores\n")
-    print(
-        "| | MLflow's default | this notebook | ratio |\n| --- | --- | --- | --- |",
-        flush=True,
-    )
+def measure():
+    """Return the rows of README's table."""
     lean = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     servers = take_turns(lambda: start(["server"]), lambda: start(LEAN, **lean))
     (seconds, memory), (our_seconds, our_memory) = (
         zip(*results) for results in servers
     )
-    row("The server until it is up, s", seconds, our_seconds)
-    row("The server's memory, MB", memory, our_memory, digits=0)
+    yield row("The server until it is up, s", seconds, our_seconds)
+    yield row("The server's memory, MB", memory, our_memory, digits=0)
     quiet = (
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT",
         "MLFLOW_REQUIREMENTS_INFERENCE_RAISE_ERRORS",
@@ -130,12 +130,26 @@ if __name__ == "__main__":
     with patch.dict(
         os.environ, dict.fromkeys(quiet, "true")
     ):  # a guess that fails is no result
-        row(
-            "Logging a model: requirements inferred, or from the file, s",
-            *log_model(),
-            digits=2,
-        )
+        logging = log_model()
+    what = "Logging a model: requirements inferred, or from the file, s"
+    yield row(what, *logging, digits=2)
     whole, guess, validation = zip(*take_turns(page)[0])
-    row("The whole page with its server, s", None, whole)
-    row("of it, the guess that fails, s", None, guess)
-    row("of it, the validation, s", None, validation)
+    yield row("The whole page with its server, s", None, whole)
+    yield row("of it, the guess that fails, s", None, guess)
+    yield row("of it, the validation, s", None, validation)
+
+
+def write(rows):
+    """Put the rows into README's table, and in the sentence above it when and where they are from."""
+    text = README.read_text(encoding="utf-8")
+    text = with_table(text, ["", "MLflow's default", "this notebook", "ratio"], rows)
+    system = f"{platform.system()} with {os.cpu_count()} cores"
+    today = f"on {date.today()}, {system} and Python {platform.python_version()}"
+    sentence = r"on \d{4}-\d\d-\d\d, \w+ with \w+ cores and Python [\d.]+\d"
+    text, count = re.subn(sentence, today, text)
+    assert count == 1, f"README does not say once when and where: {today}"
+    README.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write(list(measure()))

@@ -1,4 +1,8 @@
-"""The server that nbval's kernel and the tests use, and a tidy checkout."""
+"""pytest without options: nbval executes the notebook and compares it, then come the quick tests.
+
+`pytest project.ipynb` does not load this file, because it looks for a conftest.py only beside what
+is named, or in test* where nothing is: `-k ipynb` chooses the notebook.
+"""
 
 import os
 import shutil
@@ -15,25 +19,23 @@ os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"
 import helpers
 import mlflow
 import pytest
+from nbval.plugin import IPyNbCell, IPyNbFile
 
+NOTEBOOK = helpers.ROOT / "project.ipynb"
 STARTED = ExitStack()
 
 
 @cache
 def server():
-    """Start the MLflow server of this test run; return its address."""
+    """Start the MLflow server to which nbval's kernel logs; return its address."""
     folder = Path(STARTED.enter_context(tempfile.TemporaryDirectory()))
     return STARTED.enter_context(helpers.mlflow_server(folder))
 
 
 @pytest.fixture(scope="session")
 def client():
-    """A client of the server, after the notebook was executed: by nbval, or else here."""
-    client = mlflow.MlflowClient(server())
-    if not client.search_registered_models():
-        with tempfile.TemporaryDirectory() as folder:
-            helpers.execute(Path(folder), server())
-    return client
+    """A client of that server. With a test that asks for it, the whole notebook is run first."""
+    return mlflow.MlflowClient(server())
 
 
 @pytest.fixture
@@ -46,50 +48,78 @@ def folder(tmp_path):
     )
 
 
-def pytest_runtest_protocol(item):
-    """Give nbval's kernel the server. `pytest --nbval project.ipynb` does not load this file: for the
-    notebook alone, add `-k project.ipynb` to README's command."""
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    if item.path.suffix == ".ipynb":
-        item.add_marker(
-            pytest.mark.skipif(not helpers.online(), reason=helpers.NO_NETWORK)
-        )
+class Notebook(IPyNbFile):
+    """nbval's notebook, with the server of these tests; it remembers all its cells."""
+
+    def collect(self):
+        """Return nbval's test of each cell."""
+        self.cells = list(super().collect())
+        return self.cells
+
+    def setup(self):
+        """Start the kernel."""
         os.environ["MLFLOW_TRACKING_URI"] = server()
+        del os.environ["PYTEST_CURRENT_TEST"]  # or ipykernel hides what uv prints
+        super().setup()
+        del os.environ["MLFLOW_TRACKING_URI"]
 
 
-def checkout():
-    """Return the files of the project's folder, with their contents, without what tools cache."""
-    tools = {
-        ".venv",
-        ".git",
-        ".pytest_cache",
-        ".ruff_cache",
-        "__pycache__",
-        ".ipynb_checkpoints",
-    }
-    found = [path for path in helpers.ROOT.rglob("*") if not tools & set(path.parts)]
-    return {path: path.read_bytes() if path.is_file() else None for path in found}
+def pytest_collect_file(file_path, parent):
+    """Collect the notebook, whether or not anybody says --nbval."""
+    if file_path == NOTEBOOK:
+        return Notebook.from_parent(parent, path=file_path)
 
 
 def pytest_configure(config):
+    """Set nbval's options, and leave the slow tests out where nobody has chosen any."""
     config.addinivalue_line("markers", "slow: needs minutes, or installs something")
+    config.option.nbval = False  # it would collect the notebook a second time
+    config.option.nbval_sanitize_with = helpers.ROOT / "tests" / "sanitize.cfg"
+    names_a_file = any(Path(arg.split("::")[0]).is_file() for arg in config.args)
+    has_m = any(arg.startswith("-m") for arg in config.invocation_params.args)
+    if not (has_m or names_a_file or config.option.keyword):
+        config.option.markexpr = "not slow"
     config.checkout = checkout()
 
 
-def pytest_collection_modifyitems(items):
-    items.sort(
-        key=lambda item: item.path.name == "test_exercises.py"
-    )  # the others count runs
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session):
+    """Run the notebook first: all of it where a test asks what it logged, else to the last cell chosen."""
+    cells = [item for item in session.items if isinstance(item, IPyNbCell)]
+    tests = [item for item in session.items if item not in cells]
+    last = max((cell.cell_num for cell in cells), default=-1)
+    if any("client" in item.fixturenames for item in tests):
+        last = None
+        if not cells:
+            cells = Notebook.from_parent(session, path=NOTEBOOK).collect()
+    if cells:
+        needed = cells[0].parent.cells
+        session.items[:] = needed[: len(needed) if last is None else last + 1] + tests
+
+
+def pytest_runtest_makereport(item, call):
+    """Where a cell fails, report also what it printed, as uv's words on why it does."""
+    if isinstance(item, IPyNbCell) and call.when == "call" and call.excinfo:
+        printed = "".join(out.get("text", "") for out in item.test_outputs or [])
+        item.add_report_section("call", "by the cell", printed)
+
+
+def checkout():
+    """Return the files of the project's folder but the hidden ones, with their times and sizes."""
+    found = {}
+    for folder, folders, files in os.walk(helpers.ROOT):
+        folders[:] = [name for name in folders if name[0] not in "._"]
+        for path in (Path(folder, name) for name in folders + files):
+            stat = path.stat()
+            found[path] = path.is_file() and (stat.st_mtime_ns, stat.st_size)
+    return found
 
 
 def pytest_sessionfinish(session):
+    """Stop the server. No test may change the checkout."""
     STARTED.close()
     before, after = session.config.checkout, checkout()
-    changed = [
-        str(path)
-        for path in before | after
-        if before.get(path, 0) != after.get(path, 0)
-    ]
+    changed = {path for path, _ in before.items() ^ after.items()}
     if changed and not os.environ.get("SAVE_PICTURES"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        print(f"\nThe tests have changed the checkout: {', '.join(changed)}")
+        print(f"\nThe tests have changed the checkout: {sorted(map(str, changed))}")

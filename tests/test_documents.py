@@ -1,4 +1,4 @@
-"""The notebook file and README: well formed, and true to each other."""
+"""The notebook file, README and the guides: well formed, and true to each other."""
 
 import json
 import re
@@ -6,147 +6,168 @@ import re
 import nbformat
 import pytest
 import yaml
-from helpers import ROOT, commands, notebook, output, section
+from helpers import ROOT, command, notebook, output
+from maintain import LOCK, readme_with_its_tables
+
+GUIDES = [*ROOT.glob("*.md"), *ROOT.glob(".github/*.md")]
+MLFLOW = re.search(r"^mlflow==(.+)", LOCK.read_text(), re.MULTILINE)[1]
 
 
 @pytest.fixture
 def code():
+    """The notebook's cells of code."""
     return [cell for cell in notebook().cells if cell.cell_type == "code"]
 
 
 @pytest.fixture
-def text():
-    """What the notebook's Markdown cells say, by their ids."""
-    return {
-        cell.id: cell.source
-        for cell in notebook().cells
-        if cell.cell_type == "markdown"
-    }
-
-
-@pytest.fixture
 def readme():
+    """README's text."""
     return (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def table(text):
-    """Return the rows of a Markdown table, each a list of its cells, without the header."""
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
+def prose():
+    """Return the text of the guides and of the notebook, by the place where it stands."""
+    texts = {
+        path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+        for path in GUIDES
+    }
+    cells = [cell for cell in notebook().cells if cell.cell_type == "markdown"]
+    return texts | {f"project.ipynb, cell {cell.id}": cell.source for cell in cells}
+
+
+def found(pattern, texts):
+    """Return where the pattern stands in these texts, and what is in its group."""
+    return [
+        (p, match) for p, text in texts.items() for match in re.findall(pattern, text)
+    ]
 
 
 def test_the_notebook_is_valid_and_was_executed_from_top_to_bottom(code):
     nbformat.validate(saved := notebook())
     assert (saved.nbformat, saved.nbformat_minor) == (4, 5)
-    assert (
-        saved.metadata.kernelspec.name == "python3" and "widgets" not in saved.metadata
-    )
+    assert saved.metadata.kernelspec.name == "python3"
+    assert "widgets" not in saved.metadata
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert all(cell.source.strip() for cell in saved.cells)
-    ids = [cell.id for cell in saved.cells]
+    assert [cell.id for cell in saved.cells if not cell.source.strip()] == []
     assert [
-        i for i in ids if not re.fullmatch(r"[a-z]+(-[a-z]+)*", i) or ids.count(i) > 1
+        c.id for c in saved.cells if not re.fullmatch("[a-z]+(-[a-z]+)*", c.id)
     ] == []
 
 
-def test_the_outputs_show_no_path_of_a_machine_and_no_error_that_the_text_does_not_explain(
-    code,
-):
-    outputs = [(cell.id, out) for cell in code for out in cell.outputs]
+def test_the_notebooks_numbered_headings_count_from_1():
+    texts = {place: text for place, text in prose().items() if "ipynb" in place}
+    numbers = [int(number) for _, number in found(r"(?m)^## (\d+)\. ", texts)]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_the_outputs_show_no_path_of_a_machine(code):
     path = re.compile(r"(/root|/home|/tmp|/Users|[A-Z]:\\\\)")
-    assert [i for i, out in outputs if path.search(json.dumps(out))] == []
-    errors = {
-        i
-        for i, out in outputs
-        if "error" in out.output_type or out.get("name") == "stderr"
-    }
-    assert errors == {"meet-warning", "run-lbfgs", "run-newton-cg"}
+    assert [c.id for c in code if path.search(json.dumps(c.outputs))] == []
 
 
-def test_every_figure_and_release_in_the_text_is_one_of_the_notebooks_own(
-    code, text, readme
-):
-    del text["your-turn"]  # the tests of the exercises read these
-    prose = readme + "".join(text.values())
-    printed = "".join(output(notebook(), cell.id) for cell in code)
-    figures = set(re.findall(r"\b\d\.\d{4}\b", prose))
-    assert figures >= {"0.9667", "1.0000", "0.1589", "0.0758"}
-    assert [figure for figure in figures if figure not in printed] == []
-    release = re.search(
-        r"^mlflow==(.+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE
-    )[1]
-    assert set(re.findall(r"(?:MLflow |==)(\d\.\d+\.\d+)", prose)) == {
-        release,
-        "2.16.2",
+def test_the_outputs_show_no_error_and_only_the_warning_that_the_text_explains(code):
+    outputs = [(cell.id, out) for cell in code for out in cell.outputs]
+    assert [i for i, out in outputs if out.output_type == "error"] == []
+    errors = [(i, out.text) for i, out in outputs if out.get("name") == "stderr"]
+    assert {i for i, text in errors if "Warning" in text or "WARNING" in text} == {
+        "meet-warning"
     }
 
 
-def test_readmes_tables_are_those_of_the_notebook():
-    def joined(
-        cell_id, index
-    ):  # pandas breaks a wide table in two; each half repeats the index
-        halves = [
-            half.splitlines() for half in output(notebook(), cell_id).split("\n\n")
-        ]
-        rows = [left.split() + right.split()[index:] for left, right in zip(*halves)]
-        return [row for row in rows if row[0].isdigit()]
+def test_every_figure_in_the_prose_is_one_of_the_notebooks_outputs(code):
+    texts = {place: text for place, text in prose().items() if "your-turn" not in place}
+    printed = "".join(
+        output(notebook(), cell.id) for cell in code
+    )  # ^ has its own tests
+    figures = found(r"\b\d\.\d{4}\b", texts)
+    assert [(place, figure) for place, figure in figures if figure not in printed] == []
 
-    versions, sample = re.findall(
-        r"(?:^\|.*\n)+", section("What comes out"), re.MULTILINE
+
+def test_every_release_of_mlflow_in_the_prose_is_the_pinned_one_or_has_a_test():
+    tests = "".join(
+        path.read_text(encoding="utf-8") for path in ROOT.glob("tests/test_*.py")
     )
-    shown = [
-        line.split()[1:]
-        for line in output(notebook(), "list-versions").splitlines()[1:]
-    ]
-    assert [" ".join(row).split() for row in table(versions)] == shown
-    better = [["2", *row] for row in joined("reload-models", index=1)]
-    assert table(sample) == better + joined("find-mistakes", index=2)
+    releases = found(r"(?i)\bmlflow(?: |==|\[\w+\]==)(\d+\.\d+\.\d+)", prose())
+    assert releases
+    known = {MLFLOW, *re.findall(r"\d+\.\d+\.\d+", tests)}
+    assert [
+        (place, release) for place, release in releases if release not in known
+    ] == []
 
 
-@pytest.mark.parametrize("heading", ["Run it", "Test it"])
-def test_readme_opens_with_its_one_command_under(heading):
-    (command,) = commands(heading)
-    assert section(heading).strip().startswith(f"```bash\n{command}```")
-    assert command.count("\n") == 1
-    assert for_windows(command) in commands("Windows and uv", "powershell")[0]
+def test_readmes_tables_are_those_of_the_notebook(readme):
+    renewed = readme_with_its_tables(readme, notebook())
+    assert readme == renewed, "run tests/maintain.py readme"
 
 
-def for_windows(command):
-    command = command.replace("python3 -m", "py -m").replace(" && ", "; ")
-    return command.replace(".venv/bin/", ".venv\\Scripts\\")
+def for_windows(line):
+    """Return a command of README's as it is in PowerShell."""
+    line = line.replace("python3 -m", "py -m").replace(" && ", "; ")
+    return line.replace(".venv/bin/", ".venv\\Scripts\\")
+
+
+@pytest.mark.parametrize("last", ["nbconvert", "pytest"])
+def test_readmes_commands_stand_there_for_windows_too(last):
+    line = command("python3 -m venv", last)
+    assert command("py -m venv", last, language="powershell") == for_windows(line)
 
 
 def test_the_workflow_runs_readmes_command_on_every_system():
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
-    job, command = workflow["jobs"]["test"], commands("Test it")[0].strip()
+    job, line = workflow["jobs"]["test"], command("python3 -m venv", "pytest")
     systems = {name.split("-")[0] for name in job["strategy"]["matrix"]["system"]}
     assert systems == {"ubuntu", "macos", "windows"}
     run = [step["run"] for step in job["steps"] if "run" in step]
-    assert run == [command, for_windows(command)]
+    assert run == [line, for_windows(line)]
     assert workflow["jobs"]["slow"]["steps"][-1]["run"] == ".ci/run"
-    assert set(workflow[True]) == {
-        "push",
-        "pull_request",
-        "schedule",
-    }  # YAML reads on: as True
 
 
-def test_what_the_documents_promise_or_link_to_in_the_project_is_there(text, readme):
-    promised = re.findall(r"^(\d+)\. ", text["title"], re.MULTILINE)
-    prose = "\n".join(text.values())
-    assert re.findall(r"^## (\d+)\. ", prose, re.MULTILINE) == promised
-    targets = re.findall(r"\]\((?!http)([^)#]+)\)", readme + prose)
-    assert {"tests/images/mlflow-run.png", "tests/images/mlflow-version.png"} <= set(
-        targets
+def anchors(text):
+    """Return the anchors that GitHub gives to a text's headings."""
+    headings = re.findall(r"(?m)^#+ (.+)$", re.sub(r"(?ms)^ *```.*?^ *```", "", text))
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+def test_links_in_the_project_lead_to_a_file_and_to_a_heading_that_exist():
+    def leads_somewhere(place, link):
+        file, _, anchor = link.partition("#")
+        here = ROOT / place.partition(",")[0]
+        target = here.parent / file if file else here
+        if not anchor or not target.exists():
+            return target.exists()
+        texts = [
+            t for p, t in prose().items() if (ROOT / p.partition(",")[0]) == target
+        ]
+        return anchor in anchors("\n".join(texts))
+
+    links = found(r"\]\((?!http)([^)\s]+)\)", prose())
+    assert len(links) > 2
+    assert [link for link in links if not leads_somewhere(*link)] == []
+
+
+def test_readme_says_of_every_chosen_package_its_major_version(readme):
+    chosen = LOCK.read_text(encoding="utf-8").split("# Block 2")[0]
+    pins = re.findall(
+        r"(?m)^([\w-]+)==(\d+)\S*$", chosen
+    )  # all but those with a marker
+    assert [" ".join(pin) for pin in pins if " ".join(pin) not in readme] == []
+
+
+def test_every_file_that_the_prose_names_exists():
+    files = found(r"`((?:tests|\.ci|\.github)/[\w./-]+)", prose())
+    assert [(place, name) for place, name in files if not (ROOT / name).exists()] == []
+
+
+def test_the_map_in_contributing_has_every_file_of_the_tests():
+    drawn = re.findall(
+        r"(?m)^\| `tests/(\w+\.py)` \|", prose()[".github/CONTRIBUTING.md"]
     )
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+    assert sorted(drawn) == sorted(path.name for path in ROOT.glob("tests/*.py"))
 
 
-def test_readme_says_of_every_chosen_package_its_major_version_and_what_it_is_for():
-    lock = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    chosen = re.findall(
-        r"^([a-z-]+)==(\d+)", lock.split("\n# Block 2")[0], re.MULTILINE
+def test_every_test_that_the_prose_names_exists():
+    tests = "".join(
+        path.read_text(encoding="utf-8") for path in ROOT.glob("tests/*.py")
     )
-    said = ", ".join(row[0] for row in table(section("The libraries")))
-    missing = {name for name, major in chosen if f"{name} {major}" not in said}
-    assert missing == {"cryptography"}  # which is pinned for the sake of one platform
+    names = found(r"::(test_\w+)", prose())
+    assert [(place, name) for place, name in names if f"def {name}(" not in tests] == []
