@@ -123,9 +123,10 @@ def test_the_workflow_runs_readmes_command_on_every_system():
 
 
 def anchors(text):
-    """Return the anchors that GitHub gives to a text's headings."""
+    """Return the anchors that a text sets, and those that GitHub gives to its headings."""
     headings = re.findall(r"(?m)^#+ (.+)$", re.sub(r"(?ms)^ *```.*?^ *```", "", text))
-    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+    given = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+    return given | set(re.findall(r'<a id="([^"]+)">', text))
 
 
 def test_links_in_the_project_lead_to_a_file_and_to_a_heading_that_exist():

@@ -1,4 +1,4 @@
-"""The notebook executed twice, and the exercises under Your turn, each with what it promises."""
+"""The exercises under Your turn, each with what it promises."""
 
 import re
 from types import SimpleNamespace
@@ -6,38 +6,6 @@ from types import SimpleNamespace
 import mlflow
 import pytest
 from helpers import NAME, cell, execute, kernel, mlflow_server, notebook, output
-from sklearn.datasets import load_iris
-
-
-def answers(address, version):
-    """Return what a version in the registry at this address says of the 150 flowers."""
-    mlflow.set_tracking_uri(address)
-    model = mlflow.pyfunc.load_model(f"models:/{NAME}/{version}")
-    return list(model.predict(load_iris(as_frame=True).data))
-
-
-def test_run_all_again_adds_two_versions_and_leaves_the_first_two_as_they_were(
-    tmp_path,
-):
-    folder = tmp_path / "Mappe mit Wörtern 花"  # spaces and letters beyond ASCII
-    with kernel(folder, None) as run:
-        run()
-        address = output(run.notebook, "connect").split()[-1]
-        before = [answers(address, version) for version in (1, 2)]
-        again = run()
-        for name in ["compare-runs", "reload-models", "use-champion"]:
-            assert output(again, name) == output(
-                notebook(), name
-            )  # of its own two runs
-        assert output(again, "promote").splitlines() == [
-            "before: {'champion': '2'}",
-            "after:  {'champion': '4'}",
-        ]
-        rows = [line.split() for line in output(again, "list-versions").splitlines()]
-        assert [row[1] for row in rows[1:]] == ["3", "4"]
-        assert [answers(address, version) for version in (1, 2)] == before
-    made = {"requirements.txt", "mlflow.db", "mlartifacts", "mlflow-server.log"}
-    assert {path.name for path in folder.iterdir()} == made
 
 
 def exercises():

@@ -51,26 +51,22 @@ def executed(tmp_path_factory):
         yield own
 
 
-@pytest.mark.slow
 def test_columns_of_any_numeric_type_and_name_are_validated(executed):
     assert "150 of 150 answers are the same" in output(executed, "validate")
     assert "'champion': '" in output(executed, "promote")
 
 
-@pytest.mark.slow
 def test_ten_classes_are_all_in_the_plot_each_with_a_marker_of_its_own(executed):
     labels = [str(label) for label in range(10)]
     assert output(executed, "plot-mistakes").startswith(f"{labels} 10\n")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["run-lbfgs", "run-newton-cg", "plot-mistakes"])
 def test_figures_are_shown_where_mplbackend_is_exported(executed, name):
     outputs = cell(executed, name).outputs
     assert sum("image/png" in out.get("data", {}) for out in outputs) == 1
 
 
-@pytest.mark.slow
 def test_autolog_adds_no_run_and_the_metrics_belong_to_the_registered_models(executed):
     client = executed.metadata.client
     runs = [(r.info.run_name, r.info.status) for r in client.search_runs(["0", "1"])]
@@ -82,7 +78,6 @@ def test_autolog_adds_no_run_and_the_metrics_belong_to_the_registered_models(exe
     assert measured == {version.source for version in versions}
 
 
-@pytest.mark.slow
 def test_the_guess_is_shown_where_a_failed_guess_would_raise_an_error(executed):
     assert "Fall back to return" in output(executed, "meet-warning", stderr=True)
     assert re.match(r"mlflow==.*\nscikit-learn==", output(executed, "meet-warning"))

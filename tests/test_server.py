@@ -15,6 +15,7 @@ import mlflow
 import psutil
 import pytest
 from helpers import kernel, loopback, mlflow_server, output, refusal
+from sklearn.datasets import load_iris
 from werkzeug.exceptions import Unauthorized
 from werkzeug.middleware.http_proxy import ProxyMiddleware
 from werkzeug.serving import make_server
@@ -67,11 +68,19 @@ def server_of(run):
     return psutil.Process(run.pid).children(recursive=True)
 
 
+def answers(address):
+    """Return what versions 1 and 2 in the registry at this address say of the 150 flowers."""
+    mlflow.set_tracking_uri(address)
+    flowers = load_iris(as_frame=True).data
+    uris = [f"models:/{helpers.NAME}/{version}" for version in (1, 2)]
+    return [list(mlflow.pyfunc.load_model(uri).predict(flowers)) for uri in uris]
+
+
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """The notebook's own server after a first run, while the reader has a team's variables set."""
-    folder = tmp_path_factory.mktemp("own")
-    (decoy := folder / "decoy").mkdir()
+    """The notebook executed twice on its own server, while a team's variables are exported."""
+    folder = tmp_path_factory.mktemp("own") / "Mappe mit Wörtern 花"
+    (decoy := folder / "decoy").mkdir(parents=True)
     (mlruns := folder / "notebook" / "mlruns" / "0").mkdir(parents=True)
     (mlruns / "meta.yaml").write_text("experiment_id: '0'\nname: Default\n")
     stores = ["BACKEND_STORE_URI", "REGISTRY_STORE_URI", "REGISTRY_URI"]
@@ -82,15 +91,19 @@ def own(tmp_path_factory):
     team |= {"HOST": "0.0.0.0", "APP_NAME": "basic-auth", "STATIC_PREFIX": "/team"}
     team = {f"MLFLOW_{name}": value for name, value in team.items()}
     with kernel(folder / "notebook", None, **team) as run:
-        run("start-server", "run-lbfgs")
+        run()
         address = output(run.notebook, "connect").split()[-1]
         connections = [c for p in server_of(run) for c in p.net_connections()]
+        before = answers(address)
+        again = run()
         yield SimpleNamespace(
             address=address,
             client=mlflow.MlflowClient(address),
             listening={c.laddr for c in connections if c.status == "LISTEN"},
             folder=folder / "notebook",
             decoy=decoy,
+            before=before,
+            again=again,
         )
 
 
@@ -113,6 +126,29 @@ def test_its_models_are_beside_the_notebook_whatever_destination_is_exported(own
 
 def test_its_registry_is_its_own_whatever_registry_is_exported(own):
     assert own.client.get_model_version(helpers.NAME, "1").run_id
+
+
+def test_run_all_again_adds_two_versions_and_leaves_the_first_two_as_they_were(own):
+    for name in ["compare-runs", "reload-models", "use-champion"]:
+        assert output(own.again, name) == output(helpers.notebook(), name)
+    assert output(own.again, "promote").splitlines() == [
+        "before: {'champion': '2'}",
+        "after:  {'champion': '4'}",
+    ]
+    rows = [line.split() for line in output(own.again, "list-versions").splitlines()]
+    assert [row[1] for row in rows[1:]] == ["3", "4"]
+    assert answers(own.address) == own.before
+
+
+def test_it_leaves_its_database_its_files_and_its_log_and_nothing_else(own):
+    made = {
+        "requirements.txt",
+        "mlruns",
+        "mlflow.db",
+        "mlartifacts",
+        "mlflow-server.log",
+    }
+    assert {path.name for path in own.folder.iterdir()} == made
 
 
 @not_windows
