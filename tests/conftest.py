@@ -64,10 +64,19 @@ class Notebook(IPyNbFile):
         del os.environ["MLFLOW_TRACKING_URI"]
 
 
-def pytest_collect_file(file_path, parent):
-    """Collect the notebook, whether or not anybody says --nbval."""
-    if file_path == NOTEBOOK:
-        return Notebook.from_parent(parent, path=file_path)
+class Hooks:
+    """What pytest asks of a conftest.py only for the files in its own folder."""
+
+    def pytest_collect_file(self, file_path, parent):
+        """Collect the notebook, whether or not anybody says --nbval."""
+        if file_path == NOTEBOOK:
+            return Notebook.from_parent(parent, path=file_path)
+
+    def pytest_runtest_makereport(self, item, call):
+        """Where a cell fails, show also what it printed, as uv's words on why it does."""
+        if isinstance(item, IPyNbCell) and call.when == "call" and call.excinfo:
+            printed = "".join(out.get("text", "") for out in item.test_outputs or [])
+            item.add_report_section("call", "by the cell", printed)
 
 
 def pytest_configure(config):
@@ -79,6 +88,7 @@ def pytest_configure(config):
     has_m = any(arg.startswith("-m") for arg in config.invocation_params.args)
     if not (has_m or names_a_file or config.option.keyword):
         config.option.markexpr = "not slow"
+    config.pluginmanager.register(Hooks())
     config.checkout = checkout()
 
 
@@ -95,13 +105,6 @@ def pytest_collection_finish(session):
     if cells:
         needed = cells[0].parent.cells
         session.items[:] = needed[: len(needed) if last is None else last + 1] + tests
-
-
-def pytest_runtest_makereport(item, call):
-    """Where a cell fails, report also what it printed, as uv's words on why it does."""
-    if isinstance(item, IPyNbCell) and call.when == "call" and call.excinfo:
-        printed = "".join(out.get("text", "") for out in item.test_outputs or [])
-        item.add_report_section("call", "by the cell", printed)
 
 
 def checkout():

@@ -17,7 +17,7 @@ import requests
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 NAME = "tracking_quick_start"
 EXPERIMENT = "mlflow quickstart"
 LEAN = ["server", "--workers", "1", "--backend-store-uri", "sqlite:///mlflow.db"]

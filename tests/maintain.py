@@ -16,7 +16,7 @@ import pytest
 from bs4 import BeautifulSoup
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK, README = ROOT / "project.ipynb", ROOT / "README.md"
 LOCK = ROOT / "requirements.txt"
 BLOCK_2 = "# Block 2: what those pull in, resolved by uv\n"
@@ -43,6 +43,8 @@ def execute_and_save():
     nbval does not compare images. Where nothing else has changed, those with other pixels are saved.
     """
     status = pytest.main(["-k", "ipynb"], plugins=[kept := KeepCells()])
+    if status > pytest.ExitCode.TESTS_FAILED:
+        sys.exit(status)
     new = [cell.test_outputs for cell in kept.cells]
     if None in new or any(out.output_type == "error" for outs in new for out in outs):
         sys.exit("The notebook did not reach its end; nothing was saved.")
