@@ -1,12 +1,14 @@
 """What the notebook's first execution left on the server, asked through MLflow's own client."""
 
 import json
+import sys
+from contextlib import chdir
 from pathlib import Path
 
 import mlflow
 import pandas as pd
 import pytest
-from helpers import EXPERIMENT, NAME, ROOT
+from helpers import EXPERIMENT, NAME, ROOT, shell
 from packaging.requirements import Requirement
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
@@ -138,6 +140,23 @@ def test_a_guess_that_succeeds_names_what_is_imported_and_not_what_that_pulls_in
     names = {Requirement(line).name for line in lines}
     assert names >= {"scikit-learn", "skops", "numpy", "scipy", "pandas"}
     assert not names & {"joblib", "threadpoolctl", "python-dateutil"}
+
+
+@pytest.mark.slow
+def test_in_a_uv_project_mlflow_exports_the_lock_and_does_not_guess(split, tmp_path):
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\nname = "p"\nversion = "1"\nrequires-python = ">=3.11"\n'
+        'dependencies = ["scikit-learn==1.9.1"]\n'
+    )
+    shell(f"uv lock -q --python '{sys.executable}'", tmp_path)
+    model = LogisticRegression(max_iter=1000).fit(split[0], split[2])
+    with chdir(tmp_path):
+        mlflow.sklearn.save_model(model, "model")
+    names = {
+        Requirement(line).name
+        for line in Path(tmp_path, "model", "requirements.txt").read_text().splitlines()
+    }
+    assert names >= {"joblib", "threadpoolctl"}  # which no guess names
 
 
 def test_a_model_has_a_signature_and_an_input_example(model_folder, split):
