@@ -4,6 +4,7 @@ import configparser
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -39,6 +40,7 @@ def database():
 @pytest.fixture(scope="module")
 def team(tmp_path_factory, database):
     """The guide's server, behind nginx; `restart` ends it at once and starts it elsewhere."""
+    helpers.need(shutil.which("curl"), "no curl here")
     folder = tmp_path_factory.mktemp("team")
     administrator, crash = database
     server = guide.Server(folder, administrator)
@@ -153,6 +155,12 @@ def test_without_the_password_it_stops_before_it_logs_anything(team, tmp_path, w
     assert team.sql(logged) == before
 
 
+def test_it_is_the_release_that_the_notebook_is_written_for(team):
+    served = requests.get(f"{team.address}/version", auth=guide.ADMIN, timeout=30)
+    pins = (helpers.ROOT / "requirements.txt").read_text().splitlines()
+    assert f"mlflow=={served.text}" in pins
+
+
 def test_no_other_user_of_the_machine_can_read_the_secrets(team):
     assert (team.folder / "server.env").stat().st_mode & 0o077 == 0
     assert team.folder.stat().st_mode & 0o077 == 0
@@ -167,7 +175,7 @@ def test_no_other_user_of_the_machine_can_read_the_secrets(team):
 
 
 def test_a_wrong_database_password_says_so(team, tmp_path):
-    command = team.text("--app-name") + " --port 0"
+    command = team.text("--env-file") + " --port 0"
     env = os.environ | {"PGPASSWORD": "wrong"}
     log, words = tmp_path / "log", guide.quote("password authentication failed")
     with log.open("w") as output:
