@@ -160,7 +160,7 @@ class Server:
 
     def write_settings(self):
         """Write server.env and auth.ini."""
-        self.run("install -m 600")
+        self.run("install -m")
         settings = [self.text("PGPASSWORD="), self.text("ALLOWED_HOSTS=")]
         (self.folder / "server.env").write_text("\n".join(settings) + "\n")
         (self.folder / "auth.ini").write_text(self.text("database_uri"))

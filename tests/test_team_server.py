@@ -44,8 +44,6 @@ def team(tmp_path_factory, database):
     folder = tmp_path_factory.mktemp("team")
     administrator, crash = database
     server = guide.Server(folder, administrator)
-    if os.environ.get("TEAM_DEV"):
-        server.warm("mlflow[auth]==3.17.2", "psycopg[binary]")
     server.make_database()
     server.run("chmod 700")
     server.write_settings()
@@ -397,6 +395,7 @@ def test_a_restored_server_at_another_address_serves_the_same_champion(
             helpers.port_of(team.address), helpers.port_of(restored.address)
         )
         (restored.folder / name).write_text(text)
+    assert (restored.folder / "server.env").stat().st_mode & 0o077 == 0
     restored.run("pg_restore", cwd=tmp_path)
     grants = "SELECT role_id, resource_type, resource_pattern, permission FROM role_permissions ORDER BY id"
     assert restored.sql(grants) == team.sql(grants) != ""
@@ -477,6 +476,8 @@ def test_a_database_of_an_older_release_is_upgraded_and_its_champion_answers(
         before = answers()
     revision = old.sql("SELECT version_num FROM alembic_version")
     old.write_settings()
+    (old.folder / "requirements.txt").touch()
+    old.run("pg_dump", cwd=tmp_path)
     old.run("mlflow db upgrade", cwd=tmp_path)
     assert old.sql("SELECT version_num FROM alembic_version") != revision
     with old.running(tmp_path):
