@@ -168,7 +168,7 @@ class Server:
     @contextmanager
     def running(self, cwd, log="server.log"):
         """Run it from a folder during the block, which begins when it answers."""
-        command = ["bash", "-ec", f"exec {self.text('--app-name')}"]
+        command = ["bash", "-ec", f"exec {self.text('--env-file')}"]
         health = f"{self.address}/health"
         with helpers.running(command, health, cwd / log, cwd=cwd) as process:
             yield process
