@@ -103,13 +103,13 @@ def page():
     seconds = {}
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
-        with kernel(Path(folder), None) as run:
-            for cell in run.notebook.cells:
+        with kernel(Path(folder), None) as cells:
+            for cell in cells.notebook.cells:
                 began = time.monotonic()
-                run(cell.id, cell.id)
+                cells(cell.id, cell.id)
                 seconds[cell.id] = time.monotonic() - began
             whole = time.monotonic() - started
-            server = psutil.Process(run.pid).children(recursive=True)
+            server = psutil.Process(cells.pid).children(recursive=True)
         psutil.wait_procs(server, timeout=30)
     return whole, seconds["meet-warning"], seconds["validate"]
 

@@ -93,42 +93,44 @@ def notebook():
 def kernel(folder, address, saved=None, **env):
     """Start a kernel in `folder`, with this MLFLOW_TRACKING_URI; shut it down as Jupyter does it.
 
-    Gives `run(first, last)`, which executes the cells from one id to another (by default: all) and
-    returns the notebook: `saved`, or a copy of project.ipynb. `env` adds to the kernel's variables;
-    None takes one out. `run.add(source)` runs a cell of the reader's own; `run.pid` is the kernel.
+    Gives `cells(first, last)`, which executes the cells from one id to another (by default: all)
+    and returns the notebook: `saved`, or a copy of project.ipynb. `env` adds to the kernel's
+    variables; None takes one out. `cells.add(source)` executes a cell of the reader's own and
+    returns what it shows; `cells.pid` is the kernel.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "requirements.txt", folder)
     saved = saved or notebook()
     positions = {cell.id: i for i, cell in enumerate(saved.cells)}
     where = {"metadata": {"path": folder}}
-    client = NotebookClient(saved, timeout=300, coalesce_streams=True, resources=where)
+    jupyter = NotebookClient(saved, timeout=300, coalesce_streams=True, resources=where)
 
-    def run(first="title", last="closing"):
+    def cells(first="title", last="closing"):
         for i in range(positions[first], positions[last] + 1):
-            client.execute_cell(saved.cells[i], i)
+            jupyter.execute_cell(saved.cells[i], i)
         return saved
 
     def add(source):
-        cells = saved.cells = [c for c in saved.cells if c.id != "added"]
-        cells.append(nbformat.v4.new_code_cell(source, id="added"))
-        client.execute_cell(cells[-1], len(cells) - 1)
+        saved.cells = [cell for cell in saved.cells if cell.id != "added"]
+        saved.cells.append(nbformat.v4.new_code_cell(source, id="added"))
+        jupyter.execute_cell(saved.cells[-1], len(saved.cells) - 1)
         return output(saved, "added")
 
-    run.add, run.notebook = add, saved
+    cells.add, cells.notebook = add, saved
     # ipykernel leaves what child processes print out of the cells where it sees pytest's variable.
     variables = (
         os.environ | env | {"MLFLOW_TRACKING_URI": address, "PYTEST_CURRENT_TEST": None}
     )
-    with client.setup_kernel(env={k: v for k, v in variables.items() if v is not None}):
-        run.pid = client.km.provisioner.pid
-        yield run
+    variables = {name: value for name, value in variables.items() if value is not None}
+    with jupyter.setup_kernel(env=variables):
+        cells.pid = jupyter.km.provisioner.pid
+        yield cells
 
 
 def execute(folder, address, saved=None, **env):
     """Execute the whole notebook in a kernel of its own; return it with its outputs."""
-    with kernel(folder, address, saved, **env) as run:
-        return run()
+    with kernel(folder, address, saved, **env) as cells:
+        return cells()
 
 
 def cell(notebook, cell_id):
@@ -146,11 +148,11 @@ def output(notebook, cell_id, stderr=False):
     return re.sub(r"\x1b\[[\d;]*m", "", "".join(texts))
 
 
-def refusal(run, cell_id):
+def refusal(cells, cell_id):
     """Run a cell that must end in an error; return all that it shows."""
     with pytest.raises(CellExecutionError):
-        run(cell_id, cell_id)
-    return output(run.notebook, cell_id, stderr=True)
+        cells(cell_id, cell_id)
+    return output(cells.notebook, cell_id, stderr=True)
 
 
 def section(title):

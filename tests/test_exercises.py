@@ -22,9 +22,12 @@ def exercises():
 def done(tmp_path_factory):
     """The first four exercises after the notebook, in their order: what each cell has shown."""
     folder = tmp_path_factory.mktemp("exercises")
-    with mlflow_server(folder) as address, kernel(folder / "notebook", address) as run:
-        run()
-        shown = [run.add(exercise.code) for exercise in exercises()[:4]]
+    with (
+        mlflow_server(folder) as address,
+        kernel(folder / "notebook", address) as cells,
+    ):
+        cells()
+        shown = [cells.add(exercise.code) for exercise in exercises()[:4]]
         yield SimpleNamespace(shown=shown, client=mlflow.MlflowClient(address))
 
 

@@ -146,7 +146,7 @@ def test_a_guess_that_succeeds_names_what_is_imported_and_not_what_that_pulls_in
 def test_in_a_uv_project_mlflow_exports_the_lock_and_does_not_guess(split, tmp_path):
     (tmp_path / "pyproject.toml").write_text(
         '[project]\nname = "p"\nversion = "1"\nrequires-python = ">=3.11"\n'
-        'dependencies = ["scikit-learn==1.9.1"]\n'
+        'dependencies = ["scikit-learn"]\n'
     )
     shell(f"uv lock -q --python '{sys.executable}'", tmp_path)
     model = LogisticRegression(max_iter=1000).fit(split[0], split[2])

@@ -89,14 +89,14 @@ def test_uv_gets_the_index_of_pip_unless_it_has_one_of_its_own(tmp_path):
     )
 
     def told(**variables):
-        run.add(f"os.environ.update({variables})")
-        run("tell-uv", "tell-uv")
-        return run.add("print(os.environ.pop('UV_DEFAULT_INDEX', None))").strip()
+        cells.add(f"os.environ.update({variables})")
+        cells("tell-uv", "tell-uv")
+        return cells.add("print(os.environ.pop('UV_DEFAULT_INDEX', None))").strip()
 
     env = {"PIP_INDEX_URL": None, "UV_DEFAULT_INDEX": None}
     nothing = {"PIP_CONFIG_FILE": str(tmp_path / "none"), "PIP_EXTRA_INDEX_URL": "x"}
-    with kernel(tmp_path, "http://mlflow.invalid", **env, **nothing) as run:
-        run("start-server", "start-server")
+    with kernel(tmp_path, "http://mlflow.invalid", **env, **nothing) as cells:
+        cells("start-server", "start-server")
         assert told() == "None"
         assert told(PIP_CONFIG_FILE=str(settings)) == "http://file.invalid"
         assert told(PIP_INDEX_URL="http://env.invalid") == "http://env.invalid"

@@ -47,9 +47,9 @@ def with_address(command, address, name="http://127.0.0.1:5000"):
 def test_its_commands_work_in_their_order_and_also_beside_a_pip_that_no_index_has(
     folder,
 ):
-    (run,), (lab,), (test,) = map(commands, ["Run it", "In Jupyter", "Test it"])
+    (cells,), (lab,), (test,) = map(commands, ["Run it", "In Jupyter", "Test it"])
     before = {path.name for path in folder.iterdir()}
-    shell(run, folder)
+    shell(cells, folder)
     page = (folder / "output" / "project.html").read_text(encoding="utf-8")
     assert "after:  {'champion': '2'}" in html.unescape(page)
     assert "tests/images" not in page, "the pictures are not embedded"
@@ -112,46 +112,46 @@ def test_the_champion_is_served_to_the_program_that_asks_for_it(client, tmp_path
 
 
 def test_an_address_without_http_gives_the_error_that_readme_quotes(tmp_path):
-    with kernel(tmp_path, "127.0.0.1:5000") as run:
-        run("start-server", "import-libraries")
-        shown = refusal(run, "connect")
+    with kernel(tmp_path, "127.0.0.1:5000") as cells:
+        cells("start-server", "import-libraries")
+        shown = refusal(cells, "connect")
     assert all(words in shown for words in quoted("maintenance mode"))
 
 
 def test_an_address_where_nobody_answers_gives_the_error_that_readme_quotes(tmp_path):
-    with kernel(tmp_path, address := loopback()) as run:
-        run("start-server", "import-libraries")
-        shown = refusal(run, "connect")
+    with kernel(tmp_path, address := loopback()) as cells:
+        cells("start-server", "import-libraries")
+        shown = refusal(cells, "connect")
     assert quoted("Max retries")[0] in shown and quoted("refused")[0] in shown
     assert address in shown
 
 
 def test_a_deleted_experiment_is_named_and_readmes_command_restores_it(tmp_path):
     (restore,) = commands("When something goes wrong")
-    with kernel(tmp_path, None) as run:
-        run("start-server", "connect")
-        address = output(run.notebook, "connect").split()[-1]
+    with kernel(tmp_path, None) as cells:
+        cells("start-server", "connect")
+        address = output(cells.notebook, "connect").split()[-1]
         mlflow.MlflowClient(address).delete_experiment("1")
-        assert quoted("deleted experiment")[0] in refusal(run, "connect")
+        assert quoted("deleted experiment")[0] in refusal(cells, "connect")
         shell(restore.replace(".venv/bin/mlflow", f"'{SCRIPTS}/mlflow'"), tmp_path)
-        run("connect", "connect")
+        cells("connect", "connect")
 
 
 def test_refused_models_give_the_error_that_readme_quotes(client, tmp_path):
     (words,) = quoted("Deserializing")
     setting = re.search(r"`(MLFLOW_ALLOW\w+)=(\w+)`", section("More troubles"))
-    with kernel(tmp_path, client.tracking_uri, **{setting[1]: setting[2]}) as run:
-        run("start-server", "compare-runs")
-        assert words in refusal(run, "reload-models")
+    with kernel(tmp_path, client.tracking_uri, **{setting[1]: setting[2]}) as cells:
+        cells("start-server", "compare-runs")
+        assert words in refusal(cells, "reload-models")
 
 
 def test_a_killed_kernels_server_is_found_and_ended_as_readme_says(tmp_path):
     (find,) = commands("More troubles")
-    with kernel(tmp_path, None) as run:
-        run("start-server", "connect")
-        address = output(run.notebook, "connect").split()[-1]
-        os.kill(run.pid, signal.SIGKILL)
-        psutil.wait_procs([psutil.Process(run.pid)], timeout=10)
+    with kernel(tmp_path, None) as cells:
+        cells("start-server", "connect")
+        address = output(cells.notebook, "connect").split()[-1]
+        os.kill(cells.pid, signal.SIGKILL)
+        psutil.wait_procs([psutil.Process(cells.pid)], timeout=10)
         found = shell(find, tmp_path).splitlines()
         (line,) = [line for line in found if f"--port {port_of(address)} " in line]
         server = psutil.Process(int(line.split()[0]))
@@ -193,9 +193,9 @@ def older(tmp_path_factory):
 
 
 def test_an_mlflow_2_server_gives_the_error_that_readme_quotes(older, tmp_path):
-    with kernel(tmp_path, older[1]) as run:
-        run("start-server", "first-intro")
-        assert quoted("logged-models")[0] in refusal(run, "run-lbfgs")
+    with kernel(tmp_path, older[1]) as cells:
+        cells("start-server", "first-intro")
+        assert quoted("logged-models")[0] in refusal(cells, "run-lbfgs")
 
 
 def test_after_readmes_edits_the_notebook_runs_on_mlflow_2_16_2(older):

@@ -44,28 +44,28 @@ def token_proxy(address):
         thread.join()
 
 
-def connect(run):
+def connect(cells):
     """Run the cells that start and await the server; return the address that it logs to."""
-    run("start-server", "import-libraries")
-    run("connect", "connect")
-    return output(run.notebook, "connect").split()[-1]
+    cells("start-server", "import-libraries")
+    cells("connect", "connect")
+    return output(cells.notebook, "connect").split()[-1]
 
 
 def no_answer(folder, address, **env):
     """Return what the first cell that needs the server shows, and after how many seconds."""
-    with kernel(folder, address, **env) as run:
-        run("start-server", "import-libraries")
+    with kernel(folder, address, **env) as cells:
+        cells("start-server", "import-libraries")
         started = time.monotonic()
-        return refusal(run, "connect"), time.monotonic() - started
+        return refusal(cells, "connect"), time.monotonic() - started
 
 
 def experiments(address):
     return sorted(e.name for e in mlflow.MlflowClient(address).search_experiments())
 
 
-def server_of(run):
+def server_of(cells):
     """Return the processes that the kernel has started, and theirs."""
-    return psutil.Process(run.pid).children(recursive=True)
+    return psutil.Process(cells.pid).children(recursive=True)
 
 
 def answers(address):
@@ -90,12 +90,12 @@ def own(tmp_path_factory):
     )
     team |= {"HOST": "0.0.0.0", "APP_NAME": "basic-auth", "STATIC_PREFIX": "/team"}
     team = {f"MLFLOW_{name}": value for name, value in team.items()}
-    with kernel(folder / "notebook", None, **team) as run:
-        run()
-        address = output(run.notebook, "connect").split()[-1]
-        connections = [c for p in server_of(run) for c in p.net_connections()]
+    with kernel(folder / "notebook", None, **team) as cells:
+        cells()
+        address = output(cells.notebook, "connect").split()[-1]
+        connections = [c for p in server_of(cells) for c in p.net_connections()]
         before = answers(address)
-        again = run()
+        again = cells()
         yield SimpleNamespace(
             address=address,
             client=mlflow.MlflowClient(address),
@@ -153,20 +153,22 @@ def test_it_leaves_its_database_its_files_and_its_log_and_nothing_else(own):
 
 @not_windows
 def test_an_interrupt_spares_it_a_death_is_mended_and_it_ends_with_the_kernel(tmp_path):
-    with kernel(tmp_path, None) as run:
-        run("start-server", "start-server")
-        first = server_of(run)
-        os.killpg(os.getpgid(run.pid), signal.SIGINT)  # what Jupyter's stop button does
-        run("start-server", "run-lbfgs")
-        assert {p.pid for p in first} <= {p.pid for p in server_of(run)}
-        for process in server_of(run):
+    with kernel(tmp_path, None) as cells:
+        cells("start-server", "start-server")
+        first = server_of(cells)
+        os.killpg(
+            os.getpgid(cells.pid), signal.SIGINT
+        )  # what Jupyter's stop button does
+        cells("start-server", "run-lbfgs")
+        assert {p.pid for p in first} <= {p.pid for p in server_of(cells)}
+        for process in server_of(cells):
             process.kill()
-        assert run.add("server.wait()") == "-9"
-        shown = refusal(run, "run-newton-cg")
+        assert cells.add("server.wait()") == "-9"
+        shown = refusal(cells, "run-newton-cg")
         assert "Connection refused" in shown
-        run("start-server", "run-lbfgs")
-        assert "is version 2" in output(run.notebook, "run-lbfgs")  # nothing was lost
-        second = server_of(run)
+        cells("start-server", "run-lbfgs")
+        assert "is version 2" in output(cells.notebook, "run-lbfgs")  # nothing was lost
+        second = server_of(cells)
     gone, alive = psutil.wait_procs(second, timeout=10)
     assert gone and not alive, "the server outlives its kernel"
 
@@ -174,31 +176,31 @@ def test_an_interrupt_spares_it_a_death_is_mended_and_it_ends_with_the_kernel(tm
 @pytest.mark.slow
 def test_two_notebooks_in_two_folders_keep_their_records_apart(tmp_path):
     with ExitStack() as stack:
-        runs = [stack.enter_context(kernel(tmp_path / n, None)) for n in "ab"]
-        for run in runs:
-            run("start-server", "start-server")
-        for run in runs:
-            run("import-libraries", "run-lbfgs")
-            assert "is version 1" in output(run.notebook, "run-lbfgs")
+        notebooks = [stack.enter_context(kernel(tmp_path / n, None)) for n in "ab"]
+        for cells in notebooks:
+            cells("start-server", "start-server")
+        for cells in notebooks:
+            cells("import-libraries", "run-lbfgs")
+            assert "is version 1" in output(cells.notebook, "run-lbfgs")
 
 
 @pytest.mark.slow
 def test_two_notebooks_at_once_in_one_folder_both_end_if_the_error_is_heeded(tmp_path):
     with ExitStack() as stack:
-        runs = [stack.enter_context(kernel(tmp_path, None)) for _ in "ab"]
-        for run in runs:
-            run("start-server", "start-server")  # both make the same new database
-        for run in runs:
-            run("import-libraries", "split-data")
+        notebooks = [stack.enter_context(kernel(tmp_path, None)) for _ in "ab"]
+        for cells in notebooks:
+            cells("start-server", "start-server")  # both make the same new database
+        for cells in notebooks:
+            cells("import-libraries", "split-data")
             try:
-                run("connect", "connect")
+                cells("connect", "connect")
             except helpers.CellExecutionError:
-                shown = output(run.notebook, "connect", stderr=True)
+                shown = output(cells.notebook, "connect", stderr=True)
                 assert "Run the first cell again" in shown
-                run("start-server", "connect")
-        for run in runs:
-            run("define-training", "closing")
-            assert "'champion': '" in output(run.notebook, "promote")
+                cells("start-server", "connect")
+        for cells in notebooks:
+            cells("define-training", "closing")
+            assert "'champion': '" in output(cells.notebook, "promote")
 
 
 def silent_listener():
@@ -239,9 +241,9 @@ def test_settings_that_the_reader_has_exported_stay(tmp_path):
         "NO_PROXY": "capitals.invalid",
     }
     address = "http://mlflow.invalid:5000"
-    with kernel(tmp_path, address, no_proxy="small.invalid", **theirs) as run:
-        run("start-server", "import-libraries")
-        kept = json.loads(run.add("import json; print(json.dumps(dict(os.environ)))"))
+    with kernel(tmp_path, address, no_proxy="small.invalid", **theirs) as cells:
+        cells("start-server", "import-libraries")
+        kept = json.loads(cells.add("import json; print(json.dumps(dict(os.environ)))"))
     assert {name: kept[name] for name in theirs} == theirs
     hosts = {"127.0.0.1", "small.invalid", "capitals.invalid"}
     assert set(kept["no_proxy"].split(",")) == hosts
@@ -287,7 +289,7 @@ def test_a_database_that_cannot_be_opened_ends_the_wait_within_a_minute(tmp_path
 
 @pytest.mark.slow
 def test_without_requirements_txt_the_error_names_the_file(tmp_path):
-    with kernel(tmp_path, None) as run:
-        run("start-server", "first-intro")
+    with kernel(tmp_path, None) as cells:
+        cells("start-server", "first-intro")
         (tmp_path / "requirements.txt").unlink()
-        assert "requirements.txt" in refusal(run, "run-lbfgs").splitlines()[-1]
+        assert "requirements.txt" in refusal(cells, "run-lbfgs").splitlines()[-1]

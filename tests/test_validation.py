@@ -6,47 +6,50 @@ from helpers import NAME, kernel, loopback, mlflow_server, refusal
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def cells(tmp_path_factory):
     """The notebook, executed up to its plot on a server of its own; nothing is promoted."""
     folder = tmp_path_factory.mktemp("server")
-    with mlflow_server(folder) as address, kernel(folder / "notebook", address) as run:
-        run("start-server", "tell-uv")
+    with (
+        mlflow_server(folder) as address,
+        kernel(folder / "notebook", address) as cells,
+    ):
+        cells("start-server", "tell-uv")
         # a module of this name must not reach the fresh environment
         (folder / "notebook" / "mlflow.py").touch()
-        run.client = mlflow.MlflowClient(address)
+        cells.client = mlflow.MlflowClient(address)
         ids = [
-            run.client.get_model_version(NAME, n).source.split("/")[-1] for n in "12"
+            cells.client.get_model_version(NAME, n).source.split("/")[-1] for n in "12"
         ]
-        run.models = [next(folder.rglob(model_id)) / "artifacts" for model_id in ids]
-        yield run
+        cells.models = [next(folder.rglob(model_id)) / "artifacts" for model_id in ids]
+        yield cells
 
 
-def refused(run):
+def refused(cells):
     """Validate what must not pass; return all that the page shows. Nothing may be promoted."""
-    shown = refusal(run, "validate")
+    shown = refusal(cells, "validate")
     with pytest.raises(mlflow.MlflowException, match="alias champion not found"):
-        run.client.get_model_version_by_alias(NAME, "champion")
-    assert run.client.get_model_version(NAME, "2").tags == {}
+        cells.client.get_model_version_by_alias(NAME, "champion")
+    assert cells.client.get_model_version(NAME, "2").tags == {}
     return shown
 
 
-def test_the_models_that_predict_come_from_the_registry(run):
-    run.client.rename_registered_model(NAME, "elsewhere")
-    shown = refusal(run, "reload-models")
-    run.client.rename_registered_model("elsewhere", NAME)
+def test_the_models_that_predict_come_from_the_registry(cells):
+    cells.client.rename_registered_model(NAME, "elsewhere")
+    shown = refusal(cells, "reload-models")
+    cells.client.rename_registered_model("elsewhere", NAME)
     assert "Registered Model with name=tracking_quick_start not found" in shown
-    run("reload-models", "reload-models")
+    cells("reload-models", "reload-models")
 
 
-def test_the_model_that_answers_in_the_end_is_the_one_with_the_alias(run):
-    assert "alias champion not found" in refusal(run, "use-champion")
+def test_the_model_that_answers_in_the_end_is_the_one_with_the_alias(cells):
+    assert "alias champion not found" in refusal(cells, "use-champion")
 
 
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
         # it cannot be built
-        ("requirements.txt", b"mlflow==3.17.2\nmlflow==0.0.1", "mlflow==0.0.1"),
+        ("requirements.txt", b"mlflow==0.0.2\nmlflow==0.0.1", "mlflow==0.0.1"),
         # nothing but the list is in it
         ("requirements.txt", b"packaging", "No module named 'mlflow'"),
         # it gives no answer
@@ -56,38 +59,38 @@ def test_the_model_that_answers_in_the_end_is_the_one_with_the_alias(run):
     ],
 )
 def test_a_version_is_not_promoted_if_its_own_environment_fails(
-    run, file, content, words
+    cells, file, content, words
 ):
-    path = run.models[1] / file
+    path = cells.models[1] / file
     before = path.read_bytes()
-    path.write_bytes(content or (run.models[0] / file).read_bytes())
-    shown = refused(run)
+    path.write_bytes(content or (cells.models[0] / file).read_bytes())
+    shown = refused(cells)
     path.write_bytes(before)
     assert words in shown
 
 
-def test_without_a_network_uv_says_so_and_nothing_is_promoted(run, tmp_path):
-    run.add(f"os.environ.update(UV_OFFLINE='1', UV_CACHE_DIR={str(tmp_path)!r})")
-    shown = refused(run)
-    run.add("del os.environ['UV_OFFLINE'], os.environ['UV_CACHE_DIR']")
+def test_without_a_network_uv_says_so_and_nothing_is_promoted(cells, tmp_path):
+    cells.add(f"os.environ.update(UV_OFFLINE='1', UV_CACHE_DIR={str(tmp_path)!r})")
+    shown = refused(cells)
+    cells.add("del os.environ['UV_OFFLINE'], os.environ['UV_CACHE_DIR']")
     assert "network was disabled" in shown
 
 
-def test_uv_asks_the_index_that_pip_is_told_of(run, tmp_path):
+def test_uv_asks_the_index_that_pip_is_told_of(cells, tmp_path):
     index = f"{loopback()}/simple"  # nobody listens there
-    run.add(
+    cells.add(
         f"os.environ.update(PIP_INDEX_URL={index!r}, UV_CACHE_DIR={str(tmp_path)!r})"
     )
-    run("tell-uv", "tell-uv")
-    shown = refused(run)
-    run.add("del os.environ['PIP_INDEX_URL'], os.environ['UV_CACHE_DIR']")
-    run.add("del os.environ['UV_DEFAULT_INDEX']")
+    cells("tell-uv", "tell-uv")
+    shown = refused(cells)
+    cells.add("del os.environ['PIP_INDEX_URL'], os.environ['UV_CACHE_DIR']")
+    cells.add("del os.environ['UV_DEFAULT_INDEX']")
     assert index in shown
 
 
-def test_with_everything_in_place_the_version_is_promoted(run):
-    run("validate", "use-champion")
-    assert run.client.get_model_version_by_alias(NAME, "champion").version == "2"
-    assert run.client.get_model_version(NAME, "2").tags == {"validation": "passed"}
-    run.client.delete_registered_model_alias(NAME, "champion")
-    run.client.delete_model_version_tag(NAME, "2", "validation")
+def test_with_everything_in_place_the_version_is_promoted(cells):
+    cells("validate", "use-champion")
+    assert cells.client.get_model_version_by_alias(NAME, "champion").version == "2"
+    assert cells.client.get_model_version(NAME, "2").tags == {"validation": "passed"}
+    cells.client.delete_registered_model_alias(NAME, "champion")
+    cells.client.delete_model_version_tag(NAME, "2", "validation")
