@@ -112,9 +112,10 @@ def checkout():
     found = {}
     for folder, folders, files in os.walk(helpers.ROOT):
         folders[:] = [name for name in folders if name[0] not in "._"]
-        for path in (Path(folder, name) for name in folders + files):
-            stat = path.stat()
-            found[path] = path.is_file() and (stat.st_mtime_ns, stat.st_size)
+        found |= dict.fromkeys(Path(folder, name) for name in folders)
+        for path in (Path(folder, name) for name in files if name[0] != "."):
+            stat = path.lstat()
+            found[path] = (stat.st_mtime_ns, stat.st_size)
     return found
 
 
