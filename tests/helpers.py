@@ -1,5 +1,6 @@
 """Real servers, kernels and commands for the tests: each ends what it started."""
 
+import ast
 import os
 import re
 import shutil
@@ -18,12 +19,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).resolve().parent.parent
-NAME = "tracking_quick_start"
-EXPERIMENT = "mlflow quickstart"
 LEAN = ["server", "--workers", "1", "--backend-store-uri", "sqlite:///mlflow.db"]
-SCRIPTS = Path(
-    sys.executable
-).parent  # of the environment that runs the tests: uv, mlflow, ruff
+SCRIPTS = Path(sys.executable).parent  # of the tests' environment: uv, mlflow, ruff
 
 
 def need(condition, reason):
@@ -87,6 +84,17 @@ def mlflow_server(folder, address=None):
 def notebook():
     """Return project.ipynb as it is saved."""
     return nbformat.read(ROOT / "project.ipynb", as_version=4)
+
+
+def said(cell_id, pattern):
+    """Return what the code of a cell of project.ipynb says where the pattern has its group."""
+    return re.search(pattern, cell(notebook(), cell_id).source)[1]
+
+
+def passed(cell_id):
+    """Return what a cell passes to train_and_log: the run's name, its parameters, its tag."""
+    call = ast.parse(cell(notebook(), cell_id).source).body[0].value
+    return tuple(ast.literal_eval(argument) for argument in call.args)
 
 
 @contextmanager
@@ -195,3 +203,8 @@ def shell(command, folder, env=os.environ):
     print(done.stdout)
     done.check_returncode()
     return done.stdout
+
+
+NAME = said("load-data", r'MODEL_NAME = "(.+)"')
+EXPERIMENT = said("connect", r'set_experiment\("(.+)"\)')
+RUNS = {"1": passed("run-lbfgs"), "2": passed("run-newton-cg")}  # by their versions

@@ -6,7 +6,7 @@ import re
 import nbformat
 import pytest
 import yaml
-from helpers import ROOT, command, notebook, output
+from helpers import EXPERIMENT, NAME, ROOT, command, notebook, output
 from maintain import LOCK, readme_with_its_tables
 
 GUIDES = [*ROOT.glob("*.md"), *ROOT.glob(".github/*.md")]
@@ -171,3 +171,11 @@ def test_every_test_that_the_prose_names_exists():
     )
     names = found(r"::(test_\w+)", prose())
     assert_none([(place, name) for place, name in names if f"def {name}(" not in tests])
+
+
+def test_the_prose_names_the_experiment_and_the_model_as_the_notebook_does():
+    names = {"README.md", ".github/TEAM-SERVER.md", "project.ipynb, cell first-read"}
+    texts = {place: text for place, text in prose().items() if place in names}
+    assert len(texts) == len(names)
+    for name in (EXPERIMENT, NAME):
+        assert [place for place, text in texts.items() if name not in text] == []

@@ -8,25 +8,12 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
-from helpers import EXPERIMENT, NAME, ROOT, shell
+from helpers import EXPERIMENT, NAME, ROOT, RUNS, shell
 from packaging.requirements import Requirement
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss
 from sklearn.model_selection import train_test_split
-
-RUNS = {  # by version: the run's name, its parameters, the tag "training info"
-    "1": (
-        "lbfgs, C=1",
-        {"solver": "lbfgs", "C": "1.0", "max_iter": "1000", "random_state": "42"},
-        "Logistic regression with scikit-learn's default regularization",
-    ),
-    "2": (
-        "newton-cg, C=10",
-        {"solver": "newton-cg", "C": "10.0", "max_iter": "1000", "random_state": "7"},
-        "Logistic regression with ten times less regularization",
-    ),
-}
 
 
 @pytest.fixture(scope="module", params=RUNS)
@@ -71,11 +58,18 @@ def test_an_execution_makes_two_finished_runs_in_its_experiment_and_no_other(cli
     assert where == [(experiments[EXPERIMENT], "FINISHED")] * 2
 
 
+def test_the_two_runs_differ_in_solver_c_and_seed():
+    first, second = (params for _, params, _ in RUNS.values())
+    assert {key for key in first if first[key] != second[key]} == {
+        *("solver", "C", "random_state"),
+    }
+
+
 def test_a_run_has_its_name_parameters_tags_and_confusion_matrix(client, run, number):
     name, params, training_info = RUNS[number]
     own_tags = {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")}
     assert run.info.run_name == name
-    assert run.data.params == params
+    assert run.data.params == {key: str(value) for key, value in params.items()}
     assert own_tags == {"training info": training_info, "task": "classification"}
     assert run.data.tags["mlflow.source.name"] == "project.ipynb"
     (artifact,) = client.list_artifacts(run.info.run_id)
