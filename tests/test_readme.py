@@ -38,18 +38,18 @@ def quoted(words):
     return found.split("…")
 
 
-def with_address(command, address, name="http://127.0.0.1:5000"):
+def with_address(command, address):
     """Return a command of README's with this address in the place of its own."""
-    assert name in command
-    return command.replace(name, address)
+    assert ADDRESS in command
+    return command.replace(ADDRESS, address)
 
 
 def test_its_commands_work_in_their_order_and_also_beside_a_pip_that_no_index_has(
     folder,
 ):
-    (cells,), (lab,), (test,) = map(commands, ["Run it", "In Jupyter", "Test it"])
+    (execute,), (lab,), (test,) = map(commands, ["Run it", "In Jupyter", "Test it"])
     before = {path.name for path in folder.iterdir()}
-    shell(cells, folder)
+    shell(execute, folder)
     page = (folder / "output" / "project.html").read_text(encoding="utf-8")
     assert "after:  {'champion': '2'}" in html.unescape(page)
     assert "tests/images" not in page, "the pictures are not embedded"

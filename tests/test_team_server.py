@@ -112,7 +112,7 @@ def as_person(server, home):
     return {
         "HOME": str(home),
         "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(cache)),
-        "REQUESTS_CA_BUNDLE": str(server.certificate),
+        "MLFLOW_TRACKING_SERVER_CERT_PATH": str(server.certificate),
     }
 
 
@@ -331,7 +331,7 @@ def test_a_large_file_passes_the_proxy(team, tmp_path, monkeypatch, sign_in):
     large = tmp_path / "large.bin"
     large.write_bytes(bytes(3_000_000))
     sign_in(team, "lea")
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(team.certificate))
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(team.certificate))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", team.public)
     mlflow.set_tracking_uri(team.public)
     with mlflow.start_run(experiment_id=experiment_id("large files")) as run:
