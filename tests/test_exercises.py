@@ -43,7 +43,7 @@ def test_with_c_alone_changed_the_figures_are_those_of_the_second_run(done):
 @pytest.mark.slow
 def test_the_candidate_is_no_better_than_the_champion(done):
     (figure,) = re.findall(r"\d\.\d{4}", exercises()[1].text)
-    assert done.shown[1] == f"/3 {figure}\n@champion {figure}\n"
+    assert done.shown[1] == f"/3 1.0 {figure}\n@champion 1.0 {figure}\n"
 
 
 @pytest.mark.slow
@@ -74,7 +74,7 @@ def test_with_the_wine_data_in_the_cell_for_data_run_all_ends_well(tmp_path):
         (model,) = mlflow.MlflowClient(address).search_registered_models()
     assert model.name == "wine_quick_start"
     assert "after:  {'champion': '1'}" in output(executed, "promote")
-    assert len(figures) == 2
+    assert len(figures) == 4
     assert [f for f in figures if f not in output(executed, "compare-runs")] == []
     code = [c.id for c in executed.cells if c.cell_type == "code"]
     shown = "".join(output(executed, cell_id) for cell_id in code)
