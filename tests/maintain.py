@@ -158,13 +158,13 @@ def renew(lock, package=None):
 
 
 def update_lock(package):
-    """Renew the lock. Where it changes, install it here, and execute the notebook with it."""
+    """Renew the lock and install it here. Where it changes, execute the notebook with it."""
     LOCK.write_text(renewed := renew(before := LOCK.read_text(), package))
-    if renewed == before:
-        return print("The lock is as it was.")
     install = ["-m", "uv", "pip", "install", "--python"]
     wanted = ["-r", ROOT / "tests" / "requirements.txt"]
     subprocess.run([sys.executable, *install, sys.executable, *wanted], check=True)
+    if renewed == before:
+        return print("The lock is as it was, and installed.")
     subprocess.run([sys.executable, __file__, "notebook"], check=True)
 
 

@@ -152,7 +152,7 @@ def test_the_page_of_a_run_shows_what_was_logged_and_the_figure_as_an_image(
     see(
         main,
         FIRST,
-        "Metrics (2)",
+        "Metrics (",
         f"accuracy {MEASURED[1][0]}",
         f"log_loss {MEASURED[1][1]}",
         "Parameters (4)",

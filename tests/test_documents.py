@@ -6,7 +6,7 @@ import re
 import nbformat
 import pytest
 import yaml
-from helpers import EXPERIMENT, NAME, ROOT, command, notebook, output
+from helpers import EXPERIMENT, NAME, ROOT, RUNS, command, notebook, output
 from maintain import LOCK, readme_with_its_tables
 
 GUIDES = [*ROOT.glob("*.md"), *ROOT.glob(".github/*.md")]
@@ -177,5 +177,11 @@ def test_the_prose_names_the_experiment_and_the_model_as_the_notebook_does():
     names = {"README.md", ".github/TEAM-SERVER.md", "project.ipynb, cell first-read"}
     texts = {place: text for place, text in prose().items() if place in names}
     assert len(texts) == len(names)
-    for name in (EXPERIMENT, NAME):
-        assert [place for place, text in texts.items() if name not in text] == []
+    wanted = [(p, name) for p in texts for name in (EXPERIMENT, NAME)]
+    assert_none([(p, f"no {name}") for p, name in wanted if name not in texts[p]])
+
+
+def test_every_c_in_the_prose_is_that_of_a_run():
+    passed = {f"{params['C']:g}" for _, params, _ in RUNS.values()}
+    said = found(r"\bC=(\d+)", prose())
+    assert_none([(place, f"C={c}") for place, c in said if c not in passed])

@@ -161,7 +161,7 @@ def test_a_killed_kernels_server_is_found_and_ended_as_readme_says(tmp_path):
 
 
 def test_mlflows_own_call_fails_where_the_page_says_it_does(folder, client):
-    """When this is red, MLflow has mended it, and the sentence under *Promote* can go."""
+    """When this is red, MLflow has mended it, and the sentence about it on the page can go."""
     shell(
         "uv venv -q --seed .venv && uv pip install -q -p .venv -r requirements.txt",
         folder,
