@@ -192,6 +192,16 @@ def command(*parts, language="bash"):
     return found
 
 
+def quoted(words):
+    """Return README's words for an error that holds these words: it must quote some."""
+    troubles = section("When something goes wrong") + section("More troubles")
+    pairs = re.findall(
+        r"^- \*\*(?:uv: )?`(.+?)`(?:, `(.+?)`)?:\*\*", troubles, re.MULTILINE
+    )
+    (found,) = [quote for pair in pairs for quote in pair if words in quote]
+    return found.split("…")
+
+
 def shell(command, folder, env=os.environ):
     """Run a command in a folder, as a reader would who has uv; return its output."""
     need(os.name != "nt", "these commands are for Linux and macOS")
@@ -205,6 +215,14 @@ def shell(command, folder, env=os.environ):
     return done.stdout
 
 
+def pictured():
+    """Return, as text, all that tests/images/ show and that a change may make untrue."""
+    release = re.search(r"(?m)^mlflow==.+", (ROOT / "requirements.txt").read_text())[0]
+    tables = [output(notebook(), name) for name in ("compare-runs", "list-versions")]
+    return "\n".join([release, EXPERIMENT, NAME, f"{RUNS}", f"{METRICS}", *tables])
+
+
 NAME = said("load-data", r'MODEL_NAME = "(.+)"')
 EXPERIMENT = said("connect", r'set_experiment\("(.+)"\)')
 RUNS = {"1": passed("run-lbfgs"), "2": passed("run-newton-cg")}  # by their versions
+METRICS = re.findall(r'"(\w+)":', said("define-training", r"(?s)metrics = \{(.+?)\}"))

@@ -6,8 +6,19 @@ import re
 import nbformat
 import pytest
 import yaml
-from helpers import EXPERIMENT, NAME, ROOT, RUNS, command, notebook, output
+from helpers import (
+    EXPERIMENT,
+    METRICS,
+    NAME,
+    ROOT,
+    RUNS,
+    command,
+    notebook,
+    output,
+    pictured,
+)
 from maintain import LOCK, readme_with_its_tables
+from PIL import Image
 
 GUIDES = [*ROOT.glob("*.md"), *ROOT.glob(".github/*.md")]
 TESTED = ["2.16.2"]  # releases of MLflow beside the pinned one that a test runs
@@ -185,3 +196,15 @@ def test_every_c_in_the_prose_is_that_of_a_run():
     passed = {f"{params['C']:g}" for _, params, _ in RUNS.values()}
     said = found(r"\bC=(\d+)", prose())
     assert_none([(place, f"C={c}") for place, c in said if c not in passed])
+
+
+def test_the_list_before_the_training_names_every_metric():
+    place = "project.ipynb, cell training-intro"
+    names = [metric.replace("_", " ") for metric in METRICS]
+    assert_none([(place, f"no {name}") for name in names if name not in prose()[place]])
+
+
+@pytest.mark.parametrize("name", ["mlflow-run.png", "mlflow-version.png"])
+def test_the_pictures_show_what_the_notebook_logs_today(name):
+    then = Image.open(ROOT / "tests" / "images" / name).text["Description"]
+    assert then == pictured(), "run tests/maintain.py pictures"

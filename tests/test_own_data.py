@@ -5,7 +5,7 @@ import re
 import helpers
 import mlflow
 import pytest
-from helpers import cell, execute, kernel, mlflow_server, notebook, output
+from helpers import cell, kernel, notebook, output
 
 # Ten classes; columns of five types, whose names CSV, SQL and ASCII would stumble over.
 OWN_DATA = """import numpy as np
@@ -46,8 +46,9 @@ def executed(tmp_path_factory):
         "MPLBACKEND": "agg",
         "MLFLOW_REQUIREMENTS_INFERENCE_RAISE_ERRORS": "true",
     }
-    with mlflow_server(folder) as address:
-        own = execute(folder / "notebook", address, own, **env)
+    with kernel(folder, None, own, **env) as cells:
+        cells()
+        address = output(own, "connect").split()[-1]
         own.metadata.client = mlflow.MlflowClient(address)
         yield own
 

@@ -3,9 +3,13 @@
 import html
 import os
 import re
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import helpers
 import mlflow
@@ -21,6 +25,7 @@ from helpers import (
     mlflow_server,
     output,
     port_of,
+    quoted,
     refusal,
     section,
     shell,
@@ -28,14 +33,6 @@ from helpers import (
 
 pytestmark = pytest.mark.slow
 ADDRESS = "http://127.0.0.1:5000"  # the one that README shows
-QUOTED = re.compile(r"^- \*\*(?:uv: )?`(.+?)`(?:, `(.+?)`)?:\*\*", re.MULTILINE)
-
-
-def quoted(words):
-    """Return README's words for an error that holds them: it must quote some."""
-    troubles = section("When something goes wrong") + section("More troubles")
-    (found,) = [q for pair in QUOTED.findall(troubles) for q in pair if words in q]
-    return found.split("…")
 
 
 def with_address(command, address):
@@ -87,6 +84,11 @@ def test_mlflow_ui_serves_the_database_also_beside_an_old_mlruns_folder(tmp_path
     )
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "mlflow").symlink_to(SCRIPTS / "mlflow")
+    without = [SCRIPTS / "mlflow", "ui", "--port", port_of(loopback())]
+    refused = subprocess.run(
+        without, check=False, cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    assert "mlruns" in refused.stderr and refused.returncode
     (look,) = commands("Look at the runs")
     port = re.search("--port", section("Look at the runs"))[0]
     address = loopback()
@@ -109,6 +111,41 @@ def test_the_champion_is_served_to_the_program_that_asks_for_it(client, tmp_path
         program = [sys.executable, "-c", ask.replace("5010", port_of(address))]
         answer = subprocess.check_output(program, text=True).strip()
     assert f"# {answer}\n" in section("Serve the champion")
+
+
+def test_a_kernel_without_the_packages_gives_the_error_that_readme_quotes(folder):
+    shell(
+        "uv venv -q bare && uv pip install -q -p bare ipykernel && "
+        "bare/bin/python -m ipykernel install --prefix bare --name bare",
+        folder,
+    )
+    command = f"JUPYTER_PATH=bare/share/jupyter '{SCRIPTS}/jupyter' nbconvert --execute"
+    command += " --ExecutePreprocessor.kernel_name=bare --to html project.ipynb"
+    assert quoted("No module")[0] in shell(f"{command} 2>&1 || true", folder)
+
+
+def test_an_index_behind_an_unknown_authority_gives_uvs_words_that_readme_quotes(
+    tmp_path,
+):
+    helpers.need(shutil.which("openssl"), "no openssl here")
+    shell(
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=index "
+        "-addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=CA:FALSE "
+        "-out index.crt -keyout index.key 2>log",
+        tmp_path,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "index.crt", tmp_path / "index.key")
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as index:
+        index.socket = context.wrap_socket(index.socket, server_side=True)
+        threading.Thread(target=index.serve_forever, daemon=True).start()
+        env = os.environ | {"UV_CACHE_DIR": "cache", "UV_HTTP_RETRIES": "0"}
+        env["UV_DEFAULT_INDEX"] = f"https://127.0.0.1:{index.server_port}/simple"
+        asked = "uv run --isolated --no-project --with packaging true 2>&1 || true"
+        shown = shell(asked, tmp_path, env)
+        index.shutdown()
+    words = re.search(r"uv says `(\w+)`", section("When something goes wrong"))[1]
+    assert words in shown and quoted("fetch")[0] in shown
 
 
 def test_an_address_without_http_gives_the_error_that_readme_quotes(tmp_path):

@@ -153,7 +153,7 @@ def test_it_leaves_its_database_its_files_and_its_log_and_nothing_else(own):
 
 @not_windows
 def test_an_interrupt_spares_it_a_death_is_mended_and_it_ends_with_the_kernel(tmp_path):
-    with kernel(tmp_path, None) as cells:
+    with kernel(tmp_path, None, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0") as cells:
         cells("start-server", "start-server")
         first = server_of(cells)
         os.killpg(

@@ -2,20 +2,18 @@
 
 import mlflow
 import pytest
-from helpers import NAME, kernel, loopback, mlflow_server, refusal
+from helpers import NAME, kernel, loopback, output, quoted, refusal
 
 
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory):
     """The notebook, executed up to its plot on a server of its own; nothing is promoted."""
-    folder = tmp_path_factory.mktemp("server")
-    with (
-        mlflow_server(folder) as address,
-        kernel(folder / "notebook", address) as cells,
-    ):
+    folder = tmp_path_factory.mktemp("notebook")
+    with kernel(folder, None) as cells:
         cells("start-server", "tell-uv")
         # a module of this name must not reach the fresh environment
-        (folder / "notebook" / "mlflow.py").touch()
+        (folder / "mlflow.py").touch()
+        address = output(cells.notebook, "connect").split()[-1]
         cells.client = mlflow.MlflowClient(address)
         ids = [
             cells.client.get_model_version(NAME, n).source.split("/")[-1] for n in "12"
@@ -85,7 +83,7 @@ def test_uv_asks_the_index_that_pip_is_told_of(cells, tmp_path):
     shown = refused(cells)
     cells.add("del os.environ['PIP_INDEX_URL'], os.environ['UV_CACHE_DIR']")
     cells.add("del os.environ['UV_DEFAULT_INDEX']")
-    assert index in shown
+    assert f"{quoted('fetch')[0]}: {index}" in shown
 
 
 def test_with_everything_in_place_the_version_is_promoted(cells):
