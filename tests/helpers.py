@@ -17,6 +17,7 @@ import pytest
 import requests
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from playwright.sync_api import expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAN = ["server", "--workers", "1", "--backend-store-uri", "sqlite:///mlflow.db"]
@@ -79,6 +80,18 @@ def mlflow_server(folder, address=None):
         command, f"{address}/health", folder / "server.log", cwd=folder, env=env
     ):
         yield address
+
+
+@contextmanager
+def browser():
+    """Run a browser, without a window, that reaches this machine alone."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    need(program, "no browser on this machine: neither chromium nor google-chrome")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    flags += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.*"]
+    expect.set_options(timeout=30_000)  # milliseconds
+    with sync_playwright() as playwright:  # root has no sandbox
+        yield playwright.chromium.launch(executable_path=program, args=flags)
 
 
 def notebook():

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import sys
 
 import helpers
@@ -11,7 +10,7 @@ from maintain import frame
 from nbconvert import HTMLExporter
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 (FIRST, PARAMS, _), (SECOND, _, TRAINING_INFO) = helpers.RUNS.values()
 # accuracy and log loss of the better run and of the other, as far as MLflow's page shows them
@@ -20,26 +19,12 @@ COLUMNS = [HEADER.index(f"metrics.{metric}") for metric in ("accuracy", "log_los
 MEASURED = [
     [row[column][:4].rstrip("0").rstrip(".") for column in COLUMNS] for row in ROWS
 ]
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-]  # root has no sandbox
-FLAGS += [
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-]  # this machine alone
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def page():
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    helpers.need(
-        program, "no browser on this machine: neither chromium nor google-chrome"
-    )
-    expect.set_options(timeout=30_000)  # milliseconds
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+    with helpers.browser() as browser:
         page = browser.new_page(viewport={"width": 1208, "height": 1200})
         hint = page.get_by_role(
             "button", name="Got it"
