@@ -104,9 +104,9 @@ def said(cell_id, pattern):
     return re.search(pattern, cell(notebook(), cell_id).source)[1]
 
 
-def passed(cell_id):
-    """Return what a cell passes to train_and_log: the run's name, its parameters, its tag."""
-    call = ast.parse(cell(notebook(), cell_id).source).body[0].value
+def passed(source):
+    """Return what code passes to train_and_log: the run's name, its parameters, its tag."""
+    call = ast.parse(source).body[0].value
     return tuple(ast.literal_eval(argument) for argument in call.args)
 
 
@@ -237,5 +237,8 @@ def pictured():
 
 NAME = said("load-data", r'MODEL_NAME = "(.+)"')
 EXPERIMENT = said("connect", r'set_experiment\("(.+)"\)')
-RUNS = {"1": passed("run-lbfgs"), "2": passed("run-newton-cg")}  # by their versions
+RUNS = {
+    version: passed(cell(notebook(), cell_id).source)
+    for version, cell_id in (("1", "run-lbfgs"), ("2", "run-newton-cg"))
+}
 METRICS = re.findall(r'"(\w+)":', said("define-training", r"(?s)metrics = \{(.+?)\}"))

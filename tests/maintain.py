@@ -143,6 +143,8 @@ def renew(lock, package=None):
         options, name = ["--upgrade"], r"[\w-]+"
     elif package:
         options, name = ["--upgrade-package", package], package.split("==")[0]
+        if not re.search(rf"^{name}==", lock, re.MULTILINE):
+            sys.exit(f"{name} is not in the lock.")
     freed = r"\1" if package == "all" else package
     free = re.sub(rf"^({name})==[^ ;\n]+$", freed or "", chosen, flags=re.MULTILINE)
     if free != chosen:

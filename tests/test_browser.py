@@ -38,7 +38,7 @@ def links(tmp_path_factory):
     """What MLflow printed: the links to the runs, by their names, and to the experiment."""
     folder = tmp_path_factory.mktemp("server")
     with helpers.mlflow_server(folder) as address:
-        notebook = helpers.execute(folder / "notebook", address)
+        notebook = helpers.execute(folder / "notebook", address, LOGNAME="reader")
         text = helpers.output(notebook, "run-lbfgs") + helpers.output(
             notebook, "run-newton-cg"
         )

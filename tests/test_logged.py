@@ -1,6 +1,7 @@
 """What the notebook's first execution left on the server, asked through MLflow's own client."""
 
 import json
+import os
 import sys
 from contextlib import chdir
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
-from helpers import EXPERIMENT, NAME, ROOT, RUNS, shell
+from helpers import EXPERIMENT, NAME, ROOT, RUNS, SCRIPTS, shell
 from packaging.requirements import Requirement
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
@@ -137,7 +138,10 @@ def test_a_guess_that_succeeds_names_what_is_imported_and_not_what_that_pulls_in
 
 
 @pytest.mark.slow
-def test_in_a_uv_project_mlflow_exports_the_lock_and_does_not_guess(split, tmp_path):
+def test_in_a_uv_project_mlflow_exports_the_lock_and_does_not_guess(
+    split, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PATH", str(SCRIPTS), prepend=os.pathsep)  # there is uv
     (tmp_path / "pyproject.toml").write_text(
         '[project]\nname = "p"\nversion = "1"\nrequires-python = ">=3.11"\n'
         'dependencies = ["scikit-learn"]\n'
