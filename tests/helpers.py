@@ -17,7 +17,6 @@ import pytest
 import requests
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from playwright.sync_api import expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAN = ["server", "--workers", "1", "--backend-store-uri", "sqlite:///mlflow.db"]
@@ -85,12 +84,15 @@ def mlflow_server(folder, address=None):
 @contextmanager
 def browser():
     """Run a browser, without a window, that reaches this machine alone."""
+    from playwright.sync_api import expect, sync_playwright
+
     program = shutil.which("chromium") or shutil.which("google-chrome")
     need(program, "no browser on this machine: neither chromium nor google-chrome")
+    # root has no sandbox
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     flags += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.*"]
     expect.set_options(timeout=30_000)  # milliseconds
-    with sync_playwright() as playwright:  # root has no sandbox
+    with sync_playwright() as playwright:
         yield playwright.chromium.launch(executable_path=program, args=flags)
 
 
@@ -101,7 +103,9 @@ def notebook():
 
 def said(cell_id, pattern):
     """Return what the code of a cell of project.ipynb says where the pattern has its group."""
-    return re.search(pattern, cell(notebook(), cell_id).source)[1]
+    found = re.search(pattern, cell(notebook(), cell_id).source)
+    assert found, f"cell {cell_id} no longer says {pattern}"
+    return found[1]
 
 
 def passed(source):
@@ -231,10 +235,14 @@ def shell(command, folder, env=os.environ):
 def pictured():
     """Return, as text, all that tests/images/ show and that a change may make untrue."""
     release = re.search(r"(?m)^mlflow==.+", (ROOT / "requirements.txt").read_text())[0]
-    tables = [output(notebook(), name) for name in ("compare-runs", "list-versions")]
-    return "\n".join([release, EXPERIMENT, NAME, f"{RUNS}", f"{METRICS}", *tables])
+    training = cell(notebook(), "define-training").source
+    logged = re.findall(r"(?:set_tags?|log_input)\(.+\)", training)
+    said_so = [release, EXPERIMENT, NAME, f"{RUNS}", f"{METRICS}", DATA, *logged]
+    cells = ("compare-runs", "list-versions", "show-signature")
+    return "\n".join(said_so + [output(notebook(), name) for name in cells])
 
 
+DATA = said("load-data", r'data_name = "(.+)"')
 NAME = said("load-data", r'MODEL_NAME = "(.+)"')
 EXPERIMENT = said("connect", r'set_experiment\("(.+)"\)')
 RUNS = {

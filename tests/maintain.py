@@ -143,8 +143,10 @@ def renew(lock, package=None):
         options, name = ["--upgrade"], r"[\w-]+"
     elif package:
         options, name = ["--upgrade-package", package], package.split("==")[0]
-        if not re.search(rf"^{name}==", lock, re.MULTILINE):
+        if f"\n{name}==" not in lock:
             sys.exit(f"{name} is not in the lock.")
+        if re.search(rf"^{name}==.*;", chosen, re.MULTILINE):
+            sys.exit(f"{name} has a marker in block 1: renew it by hand.")
     freed = r"\1" if package == "all" else package
     free = re.sub(rf"^({name})==[^ ;\n]+$", freed or "", chosen, flags=re.MULTILINE)
     if free != chosen:

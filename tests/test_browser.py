@@ -13,13 +13,17 @@ from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import expect
 
 (FIRST, PARAMS, _), (SECOND, _, TRAINING_INFO) = helpers.RUNS.values()
-# accuracy and log loss of the better run and of the other, as far as MLflow's page shows them
-HEADER, ROWS = frame(helpers.notebook(), "compare-runs")
-COLUMNS = [HEADER.index(f"metrics.{metric}") for metric in ("accuracy", "log_loss")]
-MEASURED = [
-    [row[column][:4].rstrip("0").rstrip(".") for column in COLUMNS] for row in ROWS
-]
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def measured():
+    """Accuracy and log loss of the better run and of the other, as MLflow's page shows them."""
+    header, rows = frame(helpers.notebook(), "compare-runs")
+    columns = [header.index(f"metrics.{name}") for name in ("accuracy", "log_loss")]
+    return [
+        [row[column][:4].rstrip("0").rstrip(".") for column in columns] for row in rows
+    ]
 
 
 @pytest.fixture
@@ -117,7 +121,7 @@ def test_the_printed_links_and_readmes_way_lead_to_the_runs_and_to_the_registry(
 
 
 def test_the_list_of_runs_shows_accuracy_and_log_loss_once_columns_are_chosen(
-    page, links
+    page, links, measured
 ):
     page.set_viewport_size({"width": 1600, "height": 1200})  # the new columns come last
     main = open_page(page, f"{links['experiment']}/runs")
@@ -131,21 +135,21 @@ def test_the_list_of_runs_shows_accuracy_and_log_loss_once_columns_are_chosen(
         "accuracy log_loss",
         SECOND,
         FIRST,
-        *MEASURED[0],
-        *MEASURED[1],
+        *measured[0],
+        *measured[1],
     )
 
 
 def test_the_page_of_a_run_shows_what_was_logged_and_the_figure_as_an_image(
-    page, links
+    page, links, measured
 ):
     main = open_page(page, links[FIRST])
     see(
         main,
         FIRST,
         f"Metrics ({len(helpers.METRICS)})",
-        f"accuracy {MEASURED[1][0]}",
-        f"log_loss {MEASURED[1][1]}",
+        f"accuracy {measured[1][0]}",
+        f"log_loss {measured[1][1]}",
         "Parameters (4)",
     )
     see(

@@ -86,9 +86,15 @@ def test_mlflow_ui_serves_the_database_also_beside_an_old_mlruns_folder(tmp_path
     (tmp_path / ".venv" / "bin" / "mlflow").symlink_to(SCRIPTS / "mlflow")
     without = [SCRIPTS / "mlflow", "ui", "--port", port_of(loopback())]
     refused = subprocess.run(
-        without, check=False, cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        without,
+        check=False,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
     )
     assert "mlruns" in refused.stderr and refused.returncode
+    assert not (tmp_path / "mlflow.db").exists()
     (look,) = commands("Look at the runs")
     port = re.search("--port", section("Look at the runs"))[0]
     address = loopback()
@@ -115,13 +121,14 @@ def test_the_champion_is_served_to_the_program_that_asks_for_it(client, tmp_path
 
 def test_a_kernel_without_the_packages_gives_the_error_that_readme_quotes(folder):
     shell(
-        "uv venv -q bare && uv pip install -q -p bare ipykernel && "
+        f"uv venv -q -p '{sys.executable}' bare && uv pip install -q -p bare ipykernel && "
         "bare/bin/python -m ipykernel install --prefix bare --name bare",
         folder,
     )
     command = f"JUPYTER_PATH=bare/share/jupyter '{SCRIPTS}/jupyter' nbconvert --execute"
     command += " --ExecutePreprocessor.kernel_name=bare --to html project.ipynb"
-    assert quoted("No module")[0] in shell(f"{command} 2>&1 || true", folder)
+    shown = re.sub(r"\x1b\[[\d;]*m", "", shell(f"{command} 2>&1 || true", folder))
+    assert f"{quoted('No module')[0]}'mlflow'" in shown
 
 
 def test_an_index_behind_an_unknown_authority_gives_uvs_words_that_readme_quotes(
@@ -165,11 +172,16 @@ def test_an_address_where_nobody_answers_gives_the_error_that_readme_quotes(tmp_
 
 def test_a_deleted_experiment_is_named_and_readmes_command_restores_it(tmp_path):
     (restore,) = commands("When something goes wrong")
+    listing = re.search(r"`\S+/(mlflow experiments search .+?)`", section("When some"))
     with kernel(tmp_path, None) as cells:
         cells("start-server", "connect")
         address = output(cells.notebook, "connect").split()[-1]
         mlflow.MlflowClient(address).delete_experiment("1")
         assert quoted("deleted experiment")[0] in refusal(cells, "connect")
+        env = os.environ | {"MLFLOW_TRACKING_URI": address}
+        assert f"1  {helpers.EXPERIMENT}" in re.sub(
+            " +", "  ", shell(listing[1], tmp_path, env)
+        )
         shell(restore.replace(".venv/bin/mlflow", f"'{SCRIPTS}/mlflow'"), tmp_path)
         cells("connect", "connect")
 
@@ -205,9 +217,10 @@ def test_mlflows_own_call_fails_where_the_page_says_it_does(folder, client):
     )
     program = (
         "import mlflow, pandas as pd; from sklearn.datasets import load_iris; "
-        "mlflow.models.predict('models:/tracking_quick_start/1', "
+        "mlflow.models.predict('models:/NAME/1', "
         "load_iris(as_frame=True).data, env_manager='uv')"
     )
+    program = program.replace("NAME", helpers.NAME)
     command = f'MLFLOW_TRACKING_URI={client.tracking_uri} PATH="$PWD/.venv/bin:$PATH" '
     command += f'.venv/bin/python -c "{program}" 2>&1 || true'
     assert "can't open file" in shell(command, folder)

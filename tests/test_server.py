@@ -276,6 +276,7 @@ def test_if_the_server_dies_while_starting_the_error_shows_the_end_of_its_log(tm
         database.execute("CREATE TABLE alembic_version (version_num TEXT)")
         database.execute("INSERT INTO alembic_version VALUES ('later')")
     shown, _ = no_answer(tmp_path, None)
+    assert helpers.quoted("first cell")[0] in shown
     assert "Can't locate revision identified by 'later'" in shown
 
 
