@@ -128,7 +128,7 @@ def test_a_kernel_without_the_packages_gives_the_error_that_readme_quotes(folder
     command = f"JUPYTER_PATH=bare/share/jupyter '{SCRIPTS}/jupyter' nbconvert --execute"
     command += " --ExecutePreprocessor.kernel_name=bare --to html project.ipynb"
     shown = re.sub(r"\x1b\[[\d;]*m", "", shell(f"{command} 2>&1 || true", folder))
-    assert f"{quoted('No module')[0]}'mlflow'" in shown
+    assert re.search(f"{quoted('No module')[0]}'(matplotlib|mlflow)'", shown)
 
 
 def test_an_index_behind_an_unknown_authority_gives_uvs_words_that_readme_quotes(
@@ -179,9 +179,8 @@ def test_a_deleted_experiment_is_named_and_readmes_command_restores_it(tmp_path)
         mlflow.MlflowClient(address).delete_experiment("1")
         assert quoted("deleted experiment")[0] in refusal(cells, "connect")
         env = os.environ | {"MLFLOW_TRACKING_URI": address}
-        assert f"1  {helpers.EXPERIMENT}" in re.sub(
-            " +", "  ", shell(listing[1], tmp_path, env)
-        )
+        deleted = shell(listing[1], tmp_path, env)
+        assert re.search(rf"(?m)^1 +{helpers.EXPERIMENT}", deleted)
         shell(restore.replace(".venv/bin/mlflow", f"'{SCRIPTS}/mlflow'"), tmp_path)
         cells("connect", "connect")
 

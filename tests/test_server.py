@@ -153,7 +153,7 @@ def test_it_leaves_its_database_its_files_and_its_log_and_nothing_else(own):
 
 @not_windows
 def test_an_interrupt_spares_it_a_death_is_mended_and_it_ends_with_the_kernel(tmp_path):
-    with kernel(tmp_path, None, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0") as cells:
+    with kernel(tmp_path, None, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1") as cells:
         cells("start-server", "start-server")
         first = server_of(cells)
         os.killpg(
@@ -161,9 +161,10 @@ def test_an_interrupt_spares_it_a_death_is_mended_and_it_ends_with_the_kernel(tm
         )  # what Jupyter's stop button does
         cells("start-server", "run-lbfgs")
         assert {p.pid for p in first} <= {p.pid for p in server_of(cells)}
-        for process in server_of(cells):
+        for process in (killed := server_of(cells)):
             process.kill()
         assert cells.add("server.wait()") == "-9"
+        assert psutil.wait_procs(killed, timeout=10)[1] == []  # its workers too
         shown = refusal(cells, "run-newton-cg")
         assert "Connection refused" in shown
         cells("start-server", "run-lbfgs")
