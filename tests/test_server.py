@@ -197,8 +197,12 @@ def test_two_notebooks_at_once_in_one_folder_both_end_if_the_error_is_heeded(tmp
                 cells("connect", "connect")
             except helpers.CellExecutionError:
                 shown = output(cells.notebook, "connect", stderr=True)
-                assert "Run the first cell again" in shown
-                cells("start-server", "connect")
+                assert helpers.quoted("first cell")[0] in shown
+                try:
+                    cells("start-server", "connect")
+                except helpers.CellExecutionError:  # both have died, halfway
+                    (tmp_path / "mlflow.db").unlink()
+                    cells("start-server", "connect")
         for cells in notebooks:
             cells("define-training", "closing")
             assert "'champion': '" in output(cells.notebook, "promote")
