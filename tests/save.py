@@ -33,13 +33,21 @@ def take_pictures():
     client = mlflow.MlflowClient(ADDRESS)
     baseline = client.search_runs(["1"], "run_name = 'baseline'")[0].info.run_id
     pages = {
-        "mlflow-run.png": (f"experiments/1/runs/{baseline}", "most_frequent"),
-        "mlflow-version.png": ("models/tracking_quick_start/versions/2", "string"),
+        "mlflow-run.png": (
+            f"experiments/1/runs/{baseline}",
+            "Registered prompts—",
+            "most_frequent",
+        ),
+        "mlflow-version.png": (
+            "models/tracking_quick_start/versions/2",
+            "Schema",
+            "string",
+        ),
     }
     program = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
-        for name, (where, last) in pages.items():
+        for name, (where, loaded, last) in pages.items():
             page = browser.new_page(viewport={"width": 1120, "height": 1400})
             hint = page.get_by_role("button", name="Got it")
             page.add_locator_handler(hint, lambda hint=hint: hint.click())
@@ -47,7 +55,7 @@ def take_pictures():
             page.get_by_role("button", name="Close", exact=True).click()  # an assistant
             page.get_by_role("button", name="Toggle sidebar").click()
             main = page.get_by_role("main")
-            page.wait_for_load_state("networkidle")
+            main.get_by_text(loaded).last.wait_for()
             for group in main.get_by_role("row", name="puts (").all():
                 group.click()
             end = main.get_by_text(last).last.bounding_box()
