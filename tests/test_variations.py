@@ -1,0 +1,164 @@
+"""The notebook under other circumstances: other data, other settings, its exercises. All slow."""
+
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import mlflow
+import pytest
+from nbclient.exceptions import CellExecutionError
+from suite import execute, read_notebook, shown
+
+pytestmark = pytest.mark.slow
+
+
+def source(cell_id, language="python"):
+    """Return the block of code in an exercise."""
+    (cell,) = [cell for cell in read_notebook().cells if cell.id == cell_id]
+    (block,) = re.findall(rf"```{language}\n(.*?)```", cell.source, re.DOTALL)
+    return block
+
+
+def prose(cell_id):
+    """Return an exercise without its code."""
+    (cell,) = [cell for cell in read_notebook().cells if cell.id == cell_id]
+    return re.sub(r"```.*?```", "", cell.source, flags=re.DOTALL)
+
+
+IRIS = """
+from sklearn.datasets import load_iris
+
+iris = load_iris(as_frame=True)
+data = iris.data.assign(species=iris.target_names[iris.target])
+target, data_name, model_name = "species", "own", "{name}"
+{change}
+data.groupby(target).head(1)
+"""
+DATA = {
+    "float32, odd names, dates in the index": """
+import pandas as pd
+data = data.astype({name: "float32" for name in iris.feature_names})
+data.columns = ["a, b", 'c "d"', "花", "e: f", target]
+data.index = pd.date_range("2026-01-01", periods=len(data))
+""",
+    "int32, classes as numbers": """
+data = (iris.data * 10).round().astype("int32").assign(species=iris.target)
+""",
+    "rows removed, the index not renewed": """
+data = data[data["petal width (cm)"] != 0.2]
+""",
+    "a doubled index": """
+data.index = [*range(75), *range(75)]
+""",
+}
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_data_of_ones_own_run_through_the_whole_page(client, tmp_path, kind):
+    name = f"own_{list(DATA).index(kind)}"
+    notebook = execute(
+        tmp_path, {"load-data": IRIS.format(name=name, change=DATA[kind])}
+    )
+    assert shown(notebook, "promote").endswith("{'champion': '2'}")
+    equal = re.findall(r"(\d+) of (\d+) answers", shown(notebook, "check-versions"))
+    assert len(equal) == 2 and all(a == b for a, b in equal)
+    run = client.get_run(client.get_model_version(name, "2").run_id)
+    names = {used.dataset.name for used in run.inputs.dataset_inputs}
+    assert names == {"own-train", "own-test"}
+
+
+def test_the_exercise_with_wine_ends_with_the_figures_in_its_answer(tmp_path):
+    notebook = execute(tmp_path, {"load-data": source("exercise-data")})
+    figures = re.findall(r"\d\.\d{4}", prose("exercise-data"))
+    assert len(figures) == 4
+    table = shown(notebook, "compare-runs")
+    assert [figure for figure in figures if figure not in table] == []
+    assert shown(notebook, "promote").endswith("{'champion': '2'}")
+
+
+def test_a_forest_is_refused_until_its_type_is_trusted_then_runs_through(tmp_path):
+    saved = {cell.id: cell.source for cell in read_notebook().cells}
+    training = saved["define-training"].replace("linear_model", "ensemble")
+    training = training.replace("LogisticRegression", "RandomForestClassifier")
+    forest = {"load-data": ("tracking_quick_start", "forest")}
+    for cell, trees in (("run-lbfgs", 10), ("run-newton-cg", 100)):
+        params = f'{{"n_estimators": {trees}, "random_state": 42}}'
+        forest[cell] = re.sub(r"\{.*\}", params, saved[cell])
+    forest["define-training"] = training
+    with pytest.raises(CellExecutionError, match="untrusted types"):
+        execute(tmp_path, forest)
+    line = 'pip_requirements="requirements.txt",'
+    trusted = training.replace(line, f"{line}\n{source('exercise-model')}")
+    notebook = execute(tmp_path, forest | {"define-training": trusted})
+    assert shown(notebook, "check-versions").count("150 of 150") == 2
+    assert "'champion': " in shown(notebook, "promote")
+
+
+def test_the_exercises_answers_are_what_they_say(client, tmp_path):
+    names = ["cause", "rollback", "autolog", "evaluate"]
+    answers = [source(f"exercise-{name}") for name in names]
+    own = {"load-data": ("tracking_quick_start", "exercises")}
+    notebook = execute(tmp_path, own, add=answers)
+    cause, rollback, autolog, evaluate = map(shown_by, notebook.cells[-4:])
+    for figure in re.findall(r"\d\.\d{4}", prose("exercise-cause")):
+        assert figure in cause
+    assert "better=False" in cause and "better=False" in prose("exercise-cause")
+    assert "virginica" in rollback and "*virginica*" in prose("exercise-rollback")
+    count, metrics = re.search(r"(\d+) parameters; (.+)", autolog).groups()
+    assert f"All {count} parameters and seven metrics" in prose("exercise-autolog")
+    assert len(metrics.split()) == 7
+    assert {m.split("_")[0] for m in metrics.split()} == {"training"}
+    measured = re.findall(r"(?m)^(\w+) +[\d.]+$", evaluate)
+    assert {"accuracy_score", "log_loss"} <= set(measured) and len(measured) == 8
+    assert "Our two metrics, six more" in prose("exercise-evaluate")
+
+
+def shown_by(cell):
+    """Return what a cell without an id of the page's has put out."""
+    return "".join(
+        out.get("text") or out.get("data", {}).get("text/plain", "")
+        for out in cell.outputs
+    )
+
+
+def test_a_readers_settings_neither_stop_the_page_nor_are_overwritten(tmp_path):
+    settings = {
+        "MLFLOW_REQUIREMENTS_INFERENCE_RAISE_ERRORS": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
+        "PYTHONOPTIMIZE": "1",
+    }
+    left = 'import os; print(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"])'
+    folder = tmp_path / "Mappe mit Wörtern 花"
+    own = {"load-data": ("tracking_quick_start", "settings")}
+    notebook = execute(folder, own, add=[left], **settings)
+    assert "Deserializing this model is disallowed" in shown(notebook, "see-warning")
+    assert shown_by(notebook.cells[-1]) == "4\n"
+    assert {path.name for path in folder.iterdir()} == {"requirements.txt"}
+
+
+def test_a_token_goes_to_the_server_with_every_request(tmp_path):
+    heard = []
+
+    class Recorder(BaseHTTPRequestHandler):
+        def do_GET(self):
+            heard.append(self.headers["Authorization"])
+            self.send_error(401)
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Recorder) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{proxy.server_port}"
+        account = {"MLFLOW_TRACKING_TOKEN": "secret", "HOME": str(tmp_path)}
+        with pytest.raises(CellExecutionError, match="401") as stopped:
+            execute(tmp_path, until="connect", MLFLOW_TRACKING_URI=address, **account)
+        proxy.shutdown()
+    assert heard == ["Bearer secret"] and "secret" not in str(stopped.value)
+
+
+def test_a_guess_names_nothing_that_scikit_learn_needs_in_turn(client):
+    guess = mlflow.models.infer_pip_requirements(
+        "models:/tracking_quick_start/2", flavor="sklearn"
+    )
+    assert not {line.split("==")[0] for line in guess} & {"joblib", "threadpoolctl"}
