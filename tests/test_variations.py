@@ -1,13 +1,16 @@
 """The notebook under other circumstances: other data, other settings, its exercises. All slow."""
 
+import os
 import re
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import mlflow
 import pytest
 from nbclient.exceptions import CellExecutionError
-from suite import execute, read_notebook, shown
+from suite import ROOT, SCRIPTS, execute, read_notebook, shown
 
 pytestmark = pytest.mark.slow
 
@@ -163,3 +166,29 @@ def test_a_guess_names_nothing_that_scikit_learn_needs_in_turn(client):
         "models:/tracking_quick_start/2", flavor="sklearn"
     )
     assert not {line.split("==")[0] for line in guess} & {"joblib", "threadpoolctl"}
+
+
+def test_mlflows_own_call_fails_where_the_page_says_it_does(client, tmp_path):
+    """When this is red, MLflow has mended it, and the page's sentence about it can go."""
+    environment = tmp_path / "a space" / ".venv"
+    uv = [SCRIPTS / "uv", "--quiet"]
+    subprocess.run(
+        [*uv, "venv", "--seed", "-p", sys.executable, environment], check=True
+    )
+    lock = ["-r", ROOT / "requirements.txt"]
+    subprocess.run([*uv, "pip", "install", "-p", environment, *lock], check=True)
+    program = """if True:
+        import mlflow
+        from sklearn.datasets import load_iris
+        X = load_iris(as_frame=True).data
+        mlflow.models.predict("models:/tracking_quick_start/1", X, env_manager="uv")
+    """
+    path = f"{environment}/bin{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [environment / "bin" / "python", "-c", program],
+        env=os.environ | {"PATH": path},
+        check=False,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert done.returncode and "can't open file" in done.stderr

@@ -19,6 +19,7 @@ GUIDE = Path(__file__).parents[2] / ".github/TEAM-SERVER.md"
 BLOCKS = re.findall(
     r"^```(\w+)\n(.*?)\n```", GUIDE.read_text("utf-8"), re.DOTALL | re.MULTILINE
 )
+UNUSED = {code for language, code in BLOCKS if language != "nginx"}
 
 
 @contextmanager
@@ -50,9 +51,6 @@ def renamed(text, names):
     return re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], text)
 
 
-UNUSED = {code for language, code in BLOCKS if language != "nginx"}
-
-
 class Machine:
     """A machine with PostgreSQL, Python and an empty folder, and its names for the guide's."""
 
@@ -72,9 +70,10 @@ class Machine:
 
     def block(self, words, **names):
         """Return the guide's only block with these words, with this machine's names in it."""
-        (found,) = [code for _, code in BLOCKS if words in code]
-        UNUSED.discard(found)
-        return renamed(found, self.names | names)
+        found = [code for _, code in BLOCKS if words in code]
+        assert len(found) == 1, f"{len(found)} blocks of the guide have {words!r}"
+        UNUSED.discard(found[0])
+        return renamed(found[0], self.names | names)
 
     def run(self, words, typed="", cwd=None, env=(), **names):
         """Run a block of the guide's, as one who types this when asked."""
@@ -152,10 +151,10 @@ def team(machine, tmp_path_factory):
     """The machine of the guide's operator, who has followed steps 1 to 3."""
     team = machine("team")
     team.make_database()
-    packages = re.search("pip install (.*)", team.block("chmod 700"))[1]
+    packages = re.search("pip install (.*)", team.block("mkdir -p /srv"))[1]
     team.warm(*shlex.split(packages))
-    team.run("chmod 700")
-    team.run("install -m 600 /dev/null /srv")
+    team.run("mkdir -p /srv")
+    team.run("/dev/null /srv")
     (team.folder / "server.env").write_text(team.block("PGPASSWORD=") + "\n")
     (team.folder / "auth.ini").write_text(team.block("database_uri") + "\n")
     team.start(tmp_path_factory.mktemp("start"))

@@ -21,7 +21,7 @@ MOTO = "-m uv tool run --quiet --from moto[server]==5.2.5 moto_server --host 127
 
 
 def answers():
-    """Return what the champion says about 150 flowers, once its file has been loaded anew."""
+    """Return what the champion says about 150 flowers, loaded anew from the server."""
     flowers = load_iris(as_frame=True).data
     return (
         mlflow.pyfunc.load_model(f"models:/{NAME}@champion").predict(flowers).tolist()
@@ -173,6 +173,7 @@ def test_an_upgrade_of_a_current_database_changes_nothing(team, tmp_path):
 
     before = state()
     team.stop()
+    (team.folder / "requirements.txt").unlink()
     team.run("mlflow db upgrade", cwd=tmp_path)
     assert state() == before
 
