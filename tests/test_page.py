@@ -90,6 +90,14 @@ def test_readmes_tables_have_the_notebooks_rows(code):
     ] == []
 
 
+def test_the_comparison_reads_the_better_run_first():
+    cells = {cell.id: cell for cell in read_notebook().cells}
+    html = cells["compare-runs"].outputs[0].data["text/html"]
+    better, other, _ = re.findall(r"<td>(\d\.\d{4})</td>\s*<td>([\d.]+|NaN)</td>", html)
+    read = re.findall(r"\b\d\.\d{4}\b", cells["compare-read"].source)
+    assert read == [better[0], other[0], better[1], other[1]]
+
+
 def test_every_release_of_mlflow_in_the_prose_is_the_pinned_one():
     lock = (ROOT / "requirements.txt").read_text()
     pinned = re.search(r"(?m)^mlflow==(\S+)", lock)[1]
