@@ -192,3 +192,18 @@ def test_mlflows_own_call_fails_where_the_page_says_it_does(client, tmp_path):
         text=True,
     )
     assert done.returncode and "can't open file" in done.stderr
+
+
+def test_where_autolog_is_on_the_metrics_belong_to_the_registered_model_alone(
+    client, tmp_path
+):
+    saved = {cell.id: cell.source for cell in read_notebook().cells}
+    edits = {"load-data": ("tracking_quick_start", "autologged")}
+    edits["define-scores"] = f"{saved['define-scores']}\n\nmlflow.autolog(silent=True)"
+    execute(tmp_path, edits, until="register")
+    version = client.get_model_version("autologged", "1")
+    made = client.get_run(version.run_id).outputs.model_outputs
+    models = {model.model_id: client.get_logged_model(model.model_id) for model in made}
+    measured = {i: {m.key for m in model.metrics} for i, model in models.items()}
+    assert {"accuracy", "log_loss"} <= measured.pop(version.source.split("/")[1])
+    assert measured and not any("accuracy" in keys for keys in measured.values())
