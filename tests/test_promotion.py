@@ -77,7 +77,7 @@ client.log_model_artifacts(first.model_id, "{folder}")
     ("packages", "words"),
     [
         ("skops", "No module named 'mlflow'"),
-        ("skops==0.0.0.1", "skops==0.0.0.1"),
+        ("skops==0.0.0.1", "No solution found"),
         (None, "The answers differ"),
     ],
     ids=["a list without mlflow", "a list that nobody can meet", "other answers"],
