@@ -85,7 +85,7 @@ def execute(folder, edits=(), until=None, add=(), **env):
     """Execute project.ipynb in `folder`, edited, to the cell of the id `until`; return it.
 
     `edits` maps a cell's id to its new source, or to an (old, new) pair of texts, of which the old
-    one must be there; `add` are sources of further cells at the end. `env` adds to the kernel's
+    one must be there; `add` are the sources of further cells, added-1 and so on. `env` adds to the kernel's
     variables; None takes one out. Raises nbclient's CellExecutionError where a cell fails.
     """
     notebook = read_notebook()
@@ -97,7 +97,8 @@ def execute(folder, edits=(), until=None, add=(), **env):
         cells[cell_id].source = edit
     if until:
         del notebook.cells[notebook.cells.index(cells[until]) + 1 :]
-    notebook.cells += [nbformat.v4.new_code_cell(source) for source in add]
+    for number, source in enumerate(add, start=1):
+        notebook.cells.append(nbformat.v4.new_code_cell(source, id=f"added-{number}"))
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "requirements.txt", folder)
     variables = {**os.environ, "PYTEST_CURRENT_TEST": None, **env}
@@ -107,15 +108,15 @@ def execute(folder, edits=(), until=None, add=(), **env):
     return client.execute(env=variables)
 
 
-def shown(notebook, cell_id=None):
-    """Return as text what a cell, by default the last, has put out, without the error stream."""
-    last = {cell.get("id") if cell_id else None: cell for cell in notebook.cells}
-    outputs = last[cell_id].outputs
+def shown(notebook, cell_id):
+    """Return as text what a cell has put out, without the error stream."""
+    (outputs,) = [cell.outputs for cell in notebook.cells if cell.id == cell_id]
     texts = [
-        out.get("text") or out.get("data", {}).get("text/plain") for out in outputs
+        out.get("text") or out.get("data", {}).get("text/plain", "")
+        for out in outputs
+        if out.get("name") != "stderr"
     ]
-    streams = [out.get("name") for out in outputs]
-    return "".join(t for t, s in zip(texts, streams) if t and s != "stderr")
+    return "".join(texts)
 
 
 def commands(title, language="bash"):

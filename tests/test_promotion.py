@@ -12,9 +12,9 @@ from suite import execute, free_port
 
 
 @pytest.fixture
-def model_name(request):
+def model_name(tmp_path):
     """A name for the registered model that nobody else uses."""
-    return f"test_{abs(hash(request.node.name))}"
+    return tmp_path.name
 
 
 @pytest.fixture

@@ -103,7 +103,9 @@ def test_the_exercises_answers_are_what_they_say(client, tmp_path):
     answers = [source(f"exercise-{name}") for name in names]
     own = {"load-data": ("tracking_quick_start", "exercises")}
     notebook = execute(tmp_path, own, add=answers)
-    cause, rollback, autolog, evaluate = map(shown_by, notebook.cells[-4:])
+    cause, rollback, autolog, evaluate = (
+        shown(notebook, f"added-{number}") for number in (1, 2, 3, 4)
+    )
     for figure in re.findall(r"\d\.\d{4}", prose("exercise-cause")):
         assert figure in cause
     assert "better=False" in cause and "better=False" in prose("exercise-cause")
@@ -117,14 +119,6 @@ def test_the_exercises_answers_are_what_they_say(client, tmp_path):
     assert "Our two metrics, six more" in prose("exercise-evaluate")
 
 
-def shown_by(cell):
-    """Return what a cell without an id of the page's has put out."""
-    return "".join(
-        out.get("text") or out.get("data", {}).get("text/plain", "")
-        for out in cell.outputs
-    )
-
-
 def test_a_readers_settings_neither_stop_the_page_nor_are_overwritten(tmp_path):
     settings = {
         "MLFLOW_REQUIREMENTS_INFERENCE_RAISE_ERRORS": "true",
@@ -136,7 +130,7 @@ def test_a_readers_settings_neither_stop_the_page_nor_are_overwritten(tmp_path):
     own = {"load-data": ("tracking_quick_start", "settings")}
     notebook = execute(folder, own, add=[left], **settings)
     assert "Deserializing this model is disallowed" in shown(notebook, "see-warning")
-    assert shown_by(notebook.cells[-1]) == "4\n"
+    assert shown(notebook, "added-1") == "4\n"
     assert {path.name for path in folder.iterdir()} == {"requirements.txt"}
 
 
