@@ -22,8 +22,8 @@ UV = [sys.executable, "-m", "uv", "run", "--quiet", "--isolated", "--no-project"
 UV += ["--python", sys.executable, "--with-requirements", f"{ROOT}/requirements.txt"]
 UV += ["--with", "pip"]  # MLflow warns of an environment that has none
 SERVER = [*UV, "mlflow", "server", "--port", "5001", "--workers", "1"]
-EXECUTE = [*UV, "jupyter", "execute", "--inplace", "project.ipynb"]
-EXECUTE += ["--NotebookClient.record_timing=False"]
+EXECUTE = [*UV, "jupyter", "nbconvert", "--execute", "--inplace", "project.ipynb"]
+EXECUTE += ["--to", "notebook", "--ExecutePreprocessor.record_timing=False"]
 
 
 def take_pictures():

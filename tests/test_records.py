@@ -1,6 +1,8 @@
 """What a whole execution of the notebook leaves on the server, asked through MLflow's own client."""
 
 import json
+import logging
+import re
 from pathlib import Path
 
 import mlflow
@@ -10,7 +12,7 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
-from suite import ROOT
+from suite import ROOT, read_notebook
 
 NAME = "tracking_quick_start"
 RUNS = {  # version: the run's name and its parameters
@@ -126,14 +128,20 @@ def test_a_model_has_a_signature_and_an_input_example(version, split, tmp_path):
     assert example["dataframe_split"] == {"columns": columns, "data": expected}
 
 
-def test_a_model_logged_while_the_guess_fails_lists_what_the_page_says(
-    split, monkeypatch, tmp_path
+def test_a_model_logged_while_the_guess_fails_warns_and_lists_what_the_page_says(
+    split, monkeypatch, tmp_path, caplog
 ):
     monkeypatch.setenv("MLFLOW_REQUIREMENTS_INFERENCE_TIMEOUT", "0")
+    monkeypatch.setattr(logging.getLogger("mlflow"), "propagate", True)
     train = split[0].drop(columns="species")
     model = LogisticRegression(max_iter=1000).fit(train, split[0].species)
     mlflow.sklearn.save_model(model, tmp_path / "model")
     lines = (tmp_path / "model" / "requirements.txt").read_text().splitlines()
-    assert {Requirement(line).name for line in lines} == {
-        *("mlflow", "scikit-learn", "skops"),
-    }
+    listed = [Requirement(line).name for line in lines]
+    page = "".join(cell.source for cell in read_notebook().cells)
+    assert f"a list of {listed[0]}, {listed[1]} and {listed[2]}" in page
+    words = re.search("warns of `(.+?)`", page)[1]
+    assert len(listed) == 3 and words in caplog.text
+    monkeypatch.setenv("MLFLOW_REQUIREMENTS_INFERENCE_RAISE_ERRORS", "true")
+    with pytest.raises(mlflow.MlflowException):
+        mlflow.sklearn.save_model(model, tmp_path / "other")

@@ -2,15 +2,17 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import mlflow
+import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
-from suite import ROOT, SCRIPTS, execute, read_notebook, shown
+from suite import ROOT, SCRIPTS, execute, free_port, read_notebook, running, shown
 
 pytestmark = pytest.mark.slow
 
@@ -99,17 +101,18 @@ def test_a_forest_is_refused_until_its_type_is_trusted_then_runs_through(tmp_pat
 
 
 def test_the_exercises_answers_are_what_they_say(client, tmp_path):
-    names = ["cause", "rollback", "autolog", "evaluate"]
+    names = ["cause", "rollback", "guess", "autolog", "evaluate"]
     answers = [source(f"exercise-{name}") for name in names]
     own = {"load-data": ("tracking_quick_start", "exercises")}
     notebook = execute(tmp_path, own, add=answers)
-    cause, rollback, autolog, evaluate = (
-        shown(notebook, f"added-{number}") for number in (1, 2, 3, 4)
+    cause, rollback, guess, autolog, evaluate = (
+        shown(notebook, f"added-{number}") for number in (1, 2, 3, 4, 5)
     )
     for figure in re.findall(r"\d\.\d{4}", prose("exercise-cause")):
         assert figure in cause
-    assert "better=False" in cause and "better=False" in prose("exercise-cause")
+    assert "wins=False" in cause and "wins=False" in prose("exercise-cause")
     assert "virginica" in rollback and "*virginica*" in prose("exercise-rollback")
+    assert len(re.findall(r"(?m)^[\w-]+==", guess)) == len(guess.split()) == 3
     count, metrics = re.search(r"(\d+) parameters; (.+)", autolog).groups()
     assert f"All {count} parameters and seven metrics" in prose("exercise-autolog")
     assert len(metrics.split()) == 7
@@ -129,7 +132,6 @@ def test_a_readers_settings_neither_stop_the_page_nor_are_overwritten(tmp_path):
     folder = tmp_path / "Mappe mit Wörtern 花"
     own = {"load-data": ("tracking_quick_start", "settings")}
     notebook = execute(folder, own, add=[left], **settings)
-    assert "Deserializing this model is disallowed" in shown(notebook, "see-warning")
     assert shown(notebook, "added-1") == "4\n"
     assert {path.name for path in folder.iterdir()} == {"requirements.txt"}
 
@@ -186,6 +188,45 @@ def test_mlflows_own_call_fails_where_the_page_says_it_does(client, tmp_path):
         text=True,
     )
     assert done.returncode and "can't open file" in done.stderr
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="no Python 3.12 or older")
+def test_mlflow_2_runs_the_page_with_the_edits_that_readme_names(tmp_path):
+    notebook = read_notebook()
+    (training,) = [c for c in notebook.cells if c.id == "define-training"]
+    metrics = r"mlflow.log_metrics\(scores\(model\).*"
+    edits = [('name="model"', 'artifact_path="model"')]
+    edits += [(metrics, "mlflow.log_metrics(scores(model))")]
+    lock = (ROOT / "tests" / "requirements.in").read_text()
+    pins = [(r"(?m)^mlflow==.*", "mlflow==2.16.2"), (r"(?m)^pandas==.*", "pandas<3")]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for _, new in edits + pins:
+        assert f"`{new}`" in readme
+    for old, new in edits:
+        training.source, count = re.subn(old, new, training.source)
+        assert count == 1
+    for old, new in [*pins, (r"(?m)^cryptography==.*\n", "")]:
+        lock = re.sub(old, new, lock)
+    nbformat.write(notebook, tmp_path / "project.ipynb")
+    (tmp_path / "requirements.in").write_text(lock)
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    uv, port = [SCRIPTS / "uv", "--quiet"], free_port()
+    address, new = f"http://127.0.0.1:{port}", tmp_path / ".venv" / "bin"
+    files = ["requirements.in", "--output-file", "requirements.txt"]
+    for command in (
+        [*uv, "venv", "--seed", "--python", sys.executable],
+        [*uv, "pip", "compile", "--python", new / "python", *files],
+        [*uv, "pip", "install", "--python", new / "python", "-r", "requirements.txt"],
+    ):
+        subprocess.run(command, cwd=tmp_path, check=True)
+    env = os.environ | {"MLFLOW_TRACKING_URI": address}
+    env["PATH"] = f"{new}{os.pathsep}{os.environ['PATH']}"
+    serve = [new / "mlflow", "server", "--port", str(port), "--workers", "1"]
+    run = [new / "jupyter", "nbconvert", "--execute", "--inplace", "project.ipynb"]
+    with running(serve, address, tmp_path / "log", cwd=tmp_path, env=env):
+        subprocess.run([*run, "--to", "notebook"], cwd=tmp_path, env=env, check=True)
+    executed = nbformat.read(tmp_path / "project.ipynb", 4)
+    assert shown(executed, "promote").endswith("{'champion': '2'}")
 
 
 def test_where_autolog_is_on_the_metrics_belong_to_the_registered_model_alone(
