@@ -10,8 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -74,6 +76,27 @@ def mlflow_server(**env):
         log, command = Path(folder, "server.log"), [*command, "--workers", "1"]
         with running(command, f"{address}/health", log, cwd=folder, env=env):
             yield address
+
+
+@contextmanager
+def answering(status):
+    """Answer every request with one HTTP status; give the address and the Authorizations heard."""
+    heard = []
+
+    class Program(BaseHTTPRequestHandler):
+        def do_GET(self):
+            heard.append(self.headers["Authorization"])
+            self.send_error(status)
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Program) as program:
+        threading.Thread(target=program.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{program.server_port}", heard
+        program.shutdown()
 
 
 def read_notebook():

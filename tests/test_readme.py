@@ -6,16 +6,24 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from contextlib import nullcontext
 
 import mlflow
 import psutil
 import pytest
 from nbclient.exceptions import CellExecutionError
 from playwright.sync_api import expect, sync_playwright
-from suite import ROOT, SCRIPTS, commands, execute, free_port, read_notebook, running
+from suite import (
+    ROOT,
+    SCRIPTS,
+    answering,
+    commands,
+    execute,
+    free_port,
+    read_notebook,
+    running,
+)
 
 pytestmark = pytest.mark.slow
 ENV = os.environ | {"PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"}
@@ -175,47 +183,26 @@ def test_the_downloaded_champion_answers_without_a_server(client, tmp_path):
     subprocess.run([sys.executable, "-c", load], cwd=tmp_path, env=env, check=True)
 
 
-@pytest.fixture
-def answering(request):
-    """The address of a program that answers every request with one status."""
-
-    class Program(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_error(int(request.param))
-
-        do_POST = do_GET
-
-        def log_message(self, *_):
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Program) as program:
-        threading.Thread(target=program.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{program.server_port}"
-        program.shutdown()
-
-
 def quotes(words):
-    """Say whether README quotes these words where things go wrong."""
+    """Say whether README quotes these words, in bold, where things go wrong."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return f"**`{words}`" in text
+    return re.search(rf"(?m)^- \*\*[^*\n]*`{words}`", text)
 
 
-@pytest.mark.parametrize("answering", ["403", "404"], indirect=True)
-def test_a_program_that_is_no_mlflow_server_gives_the_error_that_readme_quotes(
-    answering, tmp_path, request
-):
-    with pytest.raises(CellExecutionError) as stopped:
-        execute(tmp_path, until="connect", MLFLOW_TRACKING_URI=answering)
-    words = f"error code {request.node.callspec.params['answering']}"
-    assert words in str(stopped.value) and quotes(words)
+ADDRESSES = {
+    "error code 403": 403,
+    "error code 404": 404,
+    "Connection refused": "http://127.0.0.1:9",
+    "maintenance mode": "127.0.0.1:9",
+    "unsupported URI": "localhost:9",
+}
 
 
-@pytest.mark.parametrize(
-    ("words", "address"),
-    [("Connection refused", "http://127.0.0.1:9"), ("maintenance mode", "127.0.0.1:9")],
-)
-def test_a_wrong_address_gives_the_error_that_readme_quotes(words, address, tmp_path):
-    with pytest.raises(CellExecutionError) as stopped:
+@pytest.mark.parametrize("words", ADDRESSES)
+def test_a_wrong_address_gives_the_error_that_readme_quotes(words, tmp_path):
+    where = ADDRESSES[words]
+    program = answering(where) if isinstance(where, int) else nullcontext((where, []))
+    with program as (address, _), pytest.raises(CellExecutionError) as stopped:
         execute(tmp_path, until="connect", MLFLOW_TRACKING_URI=address)
     assert words in str(stopped.value) and quotes(words)
 

@@ -5,14 +5,21 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import mlflow
 import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
-from suite import ROOT, SCRIPTS, execute, free_port, read_notebook, running, shown
+from suite import (
+    ROOT,
+    SCRIPTS,
+    answering,
+    execute,
+    free_port,
+    read_notebook,
+    running,
+    shown,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -137,23 +144,10 @@ def test_a_readers_settings_neither_stop_the_page_nor_are_overwritten(tmp_path):
 
 
 def test_a_token_goes_to_the_server_with_every_request(tmp_path):
-    heard = []
-
-    class Recorder(BaseHTTPRequestHandler):
-        def do_GET(self):
-            heard.append(self.headers["Authorization"])
-            self.send_error(401)
-
-        def log_message(self, *_):
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Recorder) as proxy:
-        threading.Thread(target=proxy.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{proxy.server_port}"
+    with answering(401) as (address, heard):
         account = {"MLFLOW_TRACKING_TOKEN": "secret", "HOME": str(tmp_path)}
         with pytest.raises(CellExecutionError, match="401") as stopped:
             execute(tmp_path, until="connect", MLFLOW_TRACKING_URI=address, **account)
-        proxy.shutdown()
     assert heard == ["Bearer secret"] and "secret" not in str(stopped.value)
 
 
