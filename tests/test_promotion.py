@@ -58,7 +58,7 @@ def test_only_a_better_model_takes_over_from_a_champion(
 
 def test_a_second_run_all_adds_two_versions_and_moves_nothing(client, tmp_path):
     notebook = execute(tmp_path)
-    assert "version 4: checked=True, champion='2', wins=False" in str(notebook)
+    assert "version 4: 0.0758 against 0.0758, checked=True, wins=False" in str(notebook)
     assert len(client.search_model_versions("name = 'tracking_quick_start'")) == 4
     assert champion(client, "tracking_quick_start") == "2"
 
@@ -100,7 +100,7 @@ def test_a_version_that_fails_the_check_gets_neither_tag_nor_alias(
 def test_an_unchecked_version_is_not_promoted(client, model_name, run_all):
     notebook = run_all({"check-versions": ("check(second", "# check(second")})
     assert champion(client, model_name) == "1"
-    assert "version 2: checked=False, champion='1'" in str(notebook)
+    assert "version 2: 0.0758 against 0.1589, checked=False" in str(notebook)
 
 
 def test_without_a_server_the_page_says_so_in_seconds_below_the_address(tmp_path):
