@@ -10,7 +10,6 @@ import shutil
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from playwright.sync_api import sync_playwright
@@ -22,8 +21,9 @@ UV = [sys.executable, "-m", "uv", "run", "--quiet", "--isolated", "--no-project"
 UV += ["--python", sys.executable, "--with-requirements", f"{ROOT}/requirements.txt"]
 UV += ["--with", "pip"]  # MLflow warns of an environment that has none
 SERVER = [*UV, "mlflow", "server", "--port", "5001", "--workers", "1"]
-EXECUTE = [*UV, "jupyter", "nbconvert", "--execute", "--inplace", "project.ipynb"]
-EXECUTE += ["--to", "notebook", "--ExecutePreprocessor.record_timing=False"]
+SAVE = [*UV, "jupyter", "nbconvert", "--inplace", "--to", "notebook", "project.ipynb"]
+EXECUTE = [*SAVE, "--execute", "--ExecutePreprocessor.record_timing=False"]
+JOIN = [*SAVE, "--coalesce-streams"]  # which are cut at random places
 
 
 def take_pictures():
@@ -36,7 +36,7 @@ def take_pictures():
         "mlflow-run.png": (
             f"experiments/1/runs/{baseline}",
             "Registered prompts—",
-            "most_frequent",
+            "prior",
         ),
         "mlflow-version.png": (
             "models/tracking_quick_start/versions/2",
@@ -70,9 +70,10 @@ def main():
     jobs = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "LOGNAME": "reader"}
     env = os.environ | jobs | {"IPYNB_FILE": "project.ipynb"}
     with TemporaryDirectory() as folder:
-        log = Path(folder, "server.log")
+        log = ROOT / "mlflow-server.log"
         with running(SERVER, f"{ADDRESS}/health", log, cwd=folder, env=env):
-            subprocess.run(EXECUTE, cwd=ROOT, env=env, check=True)
+            for command in (EXECUTE, JOIN):
+                subprocess.run(command, cwd=ROOT, env=env, check=True)
             if "--pictures" in sys.argv:
                 take_pictures()
 

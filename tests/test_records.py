@@ -46,9 +46,10 @@ def digests(split):
 
 
 def test_the_experiment_has_a_baseline_of_one_parameter_and_one_metric(client, split):
-    experiment = client.get_experiment_by_name("mlflow quickstart")
-    runs = client.search_runs([experiment.experiment_id], "run_name = 'baseline'")
-    assert runs[-1].data.params == {"strategy": "most_frequent"}
+    version = client.get_model_version(NAME, "1")
+    experiment = client.get_run(version.run_id).info.experiment_id
+    runs = client.search_runs([experiment], "run_name = 'baseline'")
+    assert runs[-1].data.params == {"strategy": "prior"}
     share = split[1].species.value_counts(normalize=True).max()
     assert runs[-1].data.metrics == {"accuracy": pytest.approx(share)}
     assert {run.info.status for run in runs} == {"FINISHED"}
