@@ -78,7 +78,7 @@ client.log_model_artifacts(first.model_id, "{folder}")
     ],
     ids=["a list without mlflow", "a list that nobody can meet", "other answers"],
 )
-def test_a_version_that_fails_the_check_gets_neither_tag_nor_alias(
+def test_a_version_that_fails_the_check_stops_the_page_without_tag_or_alias(
     client, model_name, run_all, tmp_path, packages, words
 ):
     """What is installed here must be of no help, even where PYTHONPATH names it."""

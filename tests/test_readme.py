@@ -113,7 +113,7 @@ def test_the_block_interrupted_leaves_no_process(folder):
     assert left_behind(folder) == []
 
 
-def test_in_jupyterlab_the_notebook_runs_to_its_end(folder):
+def test_in_jupyterlab_run_all_cells_makes_a_champion(folder):
     (block,) = commands("In Jupyter")
     install, lab = block.splitlines()
     port, token = free_port(), "--IdentityProvider.token=local --allow-root"
@@ -175,12 +175,16 @@ def test_the_downloaded_champion_answers_without_a_server(client, tmp_path):
     (program,) = commands("The champion", "python")
     program = program.replace("http://127.0.0.1:5001", client.tracking_uri)
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
-    load = (
-        "import mlflow; print(mlflow.pyfunc.load_model('champion').metadata.signature)"
-    )
-    assert 'load_model("champion")' in (ROOT / "README.md").read_text(encoding="utf-8")
+    load = 'mlflow.pyfunc.load_model("champion")'
+    assert f"`{load}`" in (ROOT / "README.md").read_text(encoding="utf-8")
+    program = f"""if True:
+        import mlflow, sklearn.datasets
+        X = sklearn.datasets.load_iris(as_frame=True).data
+        print(*{load}.predict(X.head(3)))"""
     env = ENV | {"MLFLOW_TRACKING_URI": "http://mlflow.invalid"}
-    subprocess.run([sys.executable, "-c", load], cwd=tmp_path, env=env, check=True)
+    command = [sys.executable, "-c", program]
+    answer = subprocess.check_output(command, cwd=tmp_path, env=env, text=True)
+    assert answer.split() == ["setosa"] * 3
 
 
 def quotes(words):
