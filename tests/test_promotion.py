@@ -48,7 +48,7 @@ def test_only_a_better_model_takes_over_from_a_champion(
         logged = mlflow.sklearn.log_model(model, name="model", pip_requirements=[])
     mlflow.register_model(logged.model_uri, model_name)
     client.set_registered_model_alias(model_name, "champion", "1")
-    run_all({"run-newton-cg": ('"C": ', f'"C": {factor} * ')})
+    run_all({"run-newton-cg": (" C=", f" C={factor} * ")})
     assert champion(client, model_name) == expected
     tags = [client.get_model_version(model_name, number).tags for number in "123"]
     assert tags == [{}, *[{"fresh_environment": "passed"}] * 2]
@@ -78,7 +78,7 @@ client.log_model_artifacts(first.model_id, "{folder}")
     ],
     ids=["a list without mlflow", "a list that nobody can meet", "other answers"],
 )
-def test_a_version_that_fails_the_check_stops_the_page_without_tag_or_alias(
+def test_a_version_that_fails_the_check_stops_the_page_and_gets_no_tag(
     client, model_name, run_all, tmp_path, packages, words
 ):
     """What is installed here must be of no help, even where PYTHONPATH names it."""
@@ -92,7 +92,6 @@ def test_a_version_that_fails_the_check_stops_the_page_without_tag_or_alias(
         run_all(edits, PYTHONPATH=installed, PYTHONOPTIMIZE="1")
     versions = client.search_model_versions(f"name = '{model_name}'")
     assert [version.tags for version in versions] == [{}, {}]
-    assert champion(client, model_name) is None
 
 
 def test_an_unchecked_version_is_not_promoted(client, model_name, run_all):

@@ -15,9 +15,15 @@ from sklearn.model_selection import train_test_split
 from suite import ROOT, read_notebook
 
 NAME = "tracking_quick_start"
-RUNS = {  # version: the run's name and its parameters
-    "1": ("lbfgs, C=1", {"solver": "lbfgs", "C": 1.0, "random_state": 42}),
-    "2": ("newton-cg, C=10", {"solver": "newton-cg", "C": 10.0, "random_state": 7}),
+RUNS = {  # version: the run's name and its model
+    "1": (
+        "lbfgs, C=1",
+        LogisticRegression(solver="lbfgs", C=1.0, max_iter=1000, random_state=42),
+    ),
+    "2": (
+        "newton-cg, C=10",
+        LogisticRegression(solver="newton-cg", C=10.0, max_iter=1000, random_state=7),
+    ),
 }
 
 
@@ -56,10 +62,10 @@ def test_the_experiment_has_a_baseline_of_one_parameter_and_one_metric(client, s
 
 
 def test_a_run_has_its_name_parameters_tag_and_confusion_matrix(client, run, version):
-    name, params = RUNS[version.version]
+    name, model = RUNS[version.version]
     assert (run.info.run_name, run.info.status) == (name, "FINISHED")
-    given = params | {"max_iter": 1000}
-    assert run.data.params == {key: str(value) for key, value in given.items()}
+    params = {key: str(value) for key, value in model.get_params().items()}
+    assert run.data.params == params
     own = {key for key in run.data.tags if not key.startswith("mlflow.")}
     assert own == {"training info"} and run.data.tags["training info"]
     files = [file.path for file in client.list_artifacts(run.info.run_id)]
@@ -68,8 +74,7 @@ def test_a_run_has_its_name_parameters_tag_and_confusion_matrix(client, run, ver
 
 def test_metrics_and_answers_are_those_of_a_model_trained_here(run, version, split):
     train, test = (part.drop(columns="species") for part in split)
-    params = RUNS[version.version][1]
-    model = LogisticRegression(max_iter=1000, **params).fit(train, split[0].species)
+    model = RUNS[version.version][1].fit(train, split[0].species)
     assert run.data.metrics == pytest.approx(
         {
             "accuracy": model.score(test, split[1].species),
