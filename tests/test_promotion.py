@@ -8,7 +8,7 @@ import pytest
 from nbclient.exceptions import CellExecutionError
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
-from suite import execute, free_port
+from suite import NO_GUESS, execute, free_port
 
 
 @pytest.fixture
@@ -22,8 +22,7 @@ def run_all(tmp_path, model_name):
     """A function that executes the notebook to its rule, under that name, with more edits."""
 
     def run_all(edits=(), **env):
-        own = {"load-data": ("tracking_quick_start", model_name)}
-        own |= {"see-guess": ""}  # which takes seconds, and nothing needs it
+        own = NO_GUESS | {"load-data": ("tracking_quick_start", model_name)}
         return execute(tmp_path, own | dict(edits), "promote", **env)
 
     return run_all
@@ -55,7 +54,7 @@ def test_only_a_better_model_takes_over_from_a_champion(
 
 
 def test_a_second_run_all_adds_two_versions_and_moves_nothing(client, tmp_path):
-    notebook = execute(tmp_path)
+    notebook = execute(tmp_path, NO_GUESS)
     assert "version 4: 0.0758 against 0.0758, checked=True, wins=False" in str(notebook)
     assert len(client.search_model_versions("name = 'tracking_quick_start'")) == 4
     assert champion(client, "tracking_quick_start") == "2"

@@ -211,7 +211,7 @@ def test_with_s3_old_versions_load_and_the_second_persons_files_are_in_the_bucke
 
         before = stored()
         versions = len(client.search_model_versions(f"name = '{NAME}'"))
-        execute(tmp_path / "ben", MLFLOW_TRACKING_URI=team.url)
+        execute(tmp_path / "ben", until="register", MLFLOW_TRACKING_URI=team.url)
         new = {key.rsplit("/")[-1] for key in stored() - before}
         assert {"MLmodel", "model.skops", "requirements.txt"} <= new
         assert len(client.search_model_versions(f"name = '{NAME}'")) > versions
