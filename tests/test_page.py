@@ -71,7 +71,7 @@ def test_every_figure_in_the_prose_is_in_an_output():
     outputs = "".join(
         shown(notebook, cell.id) for cell in notebook.cells if "outputs" in cell
     )
-    figures = found(r"\b\d\.\d{4}\b", texts)
+    figures = found(r"\b\d\.\d{4}\b|(?<=Row )\d+", texts)
     assert figures and [hit for hit in figures if hit[1] not in outputs] == []
 
 
