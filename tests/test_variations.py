@@ -11,9 +11,9 @@ import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
 from suite import (
-    NO_GUESS,
     ROOT,
     SCRIPTS,
+    SHORT,
     answering,
     execute,
     free_port,
@@ -64,7 +64,7 @@ data = (iris.data * 10).round().astype("int32").assign(species=iris.target)
 @pytest.mark.parametrize("kind", DATA)
 def test_data_of_ones_own_run_through_the_whole_page(client, tmp_path, kind):
     name = f"own_{list(DATA).index(kind)}"
-    own = NO_GUESS | {"load-data": IRIS.format(name=name, change=DATA[kind])}
+    own = SHORT | {"load-data": IRIS.format(name=name, change=DATA[kind])}
     notebook = execute(tmp_path, own)
     better = "1" if kind.startswith("int32") else "2"
     assert shown(notebook, "promote").endswith(f"{{'champion': '{better}'}}")
@@ -95,7 +95,7 @@ def test_wine_has_its_answers_figures_whatever_the_folder_and_the_settings(tmp_p
 
 def test_a_forest_is_refused_until_its_type_is_trusted_then_runs_through(tmp_path):
     saved = {cell.id: cell.source for cell in read_notebook().cells}
-    forest = NO_GUESS | {"load-data": ("tracking_quick_start", "forest")}
+    forest = SHORT | {"load-data": ("tracking_quick_start", "forest")}
     for cell, trees in (("run-lbfgs", 10), ("run-newton-cg", 100)):
         model = f"RandomForestClassifier({trees}, random_state=42)"
         forest[cell] = "from sklearn.ensemble import RandomForestClassifier\n"
@@ -111,7 +111,7 @@ def test_a_forest_is_refused_until_its_type_is_trusted_then_runs_through(tmp_pat
 
 def test_the_exercises_answers_are_what_they_say(client, tmp_path):
     answers = [source(f"exercise-{name}") for name in ("cause", "rollback")]
-    own = NO_GUESS | {"load-data": ("tracking_quick_start", "exercises")}
+    own = SHORT | {"load-data": ("tracking_quick_start", "exercises")}
     notebook = execute(tmp_path, own, add=answers)
     cause, rollback = shown(notebook, "added-1"), shown(notebook, "added-2")
     for figure in re.findall(r"\d\.\d{4}", prose("exercise-cause")):
