@@ -99,7 +99,7 @@ def answering(status):
         program.shutdown()
 
 
-SHORT = {"see-guess": "", "predict-here": ""}  # takes seconds, and nothing needs it
+SHORT = {"see-guess": ""}  # an edit: it takes seconds, and nothing needs it
 
 
 def read_notebook():

@@ -43,7 +43,7 @@ promote(version)
 
 
 def test_only_a_better_model_takes_over_from_a_champion(client, model_name, run_all):
-    """The champion, which the test registers, lies between the two that are tried."""
+    """The champion, which the test registers, lies between the two that are checked."""
     X, y = load_iris(as_frame=True, return_X_y=True)
     names = load_iris().target_names[y]
     with mlflow.start_run():
@@ -51,7 +51,7 @@ def test_only_a_better_model_takes_over_from_a_champion(client, model_name, run_
         logged = mlflow.sklearn.log_model(model, name="model", pip_requirements=[])
     mlflow.register_model(logged.model_uri, model_name)
     client.set_registered_model_alias(model_name, "champion", "1")
-    edits = {"run-newton-cg": (" C=", " C=0.0001 * ")}
+    edits = {"run-newton-cg": ('", C=', '", C=0.0001 * ')}
     edits["check-versions"] = ("check(first", "# check(first")
     notebook = run_all(edits, add=[BETTER])
     assert shown(notebook, "promote").endswith("{'champion': '1'}")

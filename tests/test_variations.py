@@ -62,7 +62,7 @@ data = (iris.data * 10).round().astype("int32").assign(species=iris.target)
 
 
 @pytest.mark.parametrize("kind", DATA)
-def test_data_of_ones_own_run_through_the_whole_page(client, tmp_path, kind):
+def test_data_of_ones_own_run_through_the_page(client, tmp_path, kind):
     name = f"own_{list(DATA).index(kind)}"
     own = SHORT | {"load-data": IRIS.format(name=name, change=DATA[kind])}
     notebook = execute(tmp_path, own)
