@@ -81,6 +81,10 @@ def test_readmes_tables_have_the_notebooks_rows(code):
     )
     rows = re.findall(r"<tr.*?</tr>", html, re.DOTALL)
     rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+    compared = [
+        set(re.findall(r"metrics\.\w+", t)) for t in (html, prose()["README.md"])
+    ]
+    assert compared[0] == compared[1]
     tables = re.findall(
         r"(?m)^\| (?=[\w-]+(?:, C=\d+)? \| [\d.]+ \|)(.+) \|$", prose()["README.md"]
     )

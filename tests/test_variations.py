@@ -115,7 +115,7 @@ def test_the_exercises_answers_are_what_they_say(client, tmp_path):
     notebook = execute(tmp_path, own, add=answers)
     cause, rollback = shown(notebook, "added-1"), shown(notebook, "added-2")
     for figure in re.findall(r"\d\.\d{4}", prose("exercise-cause")):
-        assert figure in cause
+        assert figure in cause and figure in shown(notebook, "compare-runs")
     assert "wins=False" in cause and "wins=False" in prose("exercise-cause")
     assert "virginica" in rollback and "*virginica*" in prose("exercise-rollback")
 
