@@ -99,7 +99,9 @@ def answering(status):
         program.shutdown()
 
 
-SHORT = {"see-guess": ""}  # an edit: it takes seconds, and nothing needs it
+SHORT = {
+    "see-guess": ""
+}  # an edit: no guess, which takes seconds and which nothing needs
 
 
 def read_notebook():

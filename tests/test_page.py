@@ -128,8 +128,8 @@ def test_every_release_of_mlflow_in_the_prose_is_the_pinned_one():
 
 def test_the_chosen_packages_are_the_ones_in_readme_and_on_the_page():
     chosen = (ROOT / "tests" / "requirements.in").read_text()
-    shown = found(r"(?m)^([\w-]+==.+)$", prose())
-    assert shown and [hit for hit in shown if hit[1] not in chosen.splitlines()] == []
+    quoted = found(r"(?m)^([\w-]+==.+)$", prose())
+    assert quoted and [hit for hit in quoted if hit[1] not in chosen.splitlines()] == []
     pins = re.findall(r"(?m)^([\w-]+)==(\d+)\S*$", chosen)  # not those with a marker
     assert [p for p in pins if " ".join(p) not in prose()["README.md"]] == []
 
